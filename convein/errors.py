@@ -1,0 +1,93 @@
+"""What went wrong, where, and what would be right: every sentence a user may meet is raised from here.
+
+`ConveinError` takes the facts as arguments (the text, the places in it, a hint) and draws the carets itself, so that no
+message can forget them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A half-open range of characters `start..end` of an expression's text."""
+
+    start: int
+    end: int
+
+
+class ConveinError(ValueError):
+    """Base of every error of this package; also a ValueError.
+
+    Args:
+        message: what is wrong, with the value that was given.
+        text: the expression that the spans point into.
+        spans: the places of the expression to mark with carets.
+        hint: what would be right.
+    """
+
+    def __init__(
+        self, message: str, *, text: str | None = None, spans: Iterable[Span] = (), hint: str | None = None
+    ) -> None:
+        self.message = message
+        self.text = text
+        self.spans = tuple(spans)
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.text is not None:
+            parts.append(draw(self.text, self.spans))
+        if self.hint is not None:
+            parts.append(self.hint)
+        return "\n\n".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.text, self.spans, self.hint)
+
+
+def _rebuild(
+    kind: type[ConveinError], message: str, text: str | None, spans: tuple[Span, ...], hint: str | None
+) -> ConveinError:
+    return kind(message, text=text, spans=spans, hint=hint)
+
+
+class ExpressionError(ConveinError):
+    """The text is not an expression: its grammar or its modes do not fit together."""
+
+
+class ShapeError(ConveinError):
+    """The operands' shapes do not fit the expression, or each other."""
+
+
+class OptionError(ConveinError):
+    """An option does not exist, does not apply here, or has a value that it cannot have."""
+
+
+class OperandError(ConveinError):
+    """An operand is not a tensor, or its dtype or device does not go with the others."""
+
+
+class PlanError(ConveinError):
+    """No plan can be made as asked: a path, an optimiser or a limit that does not fit."""
+
+
+class ConveinWarning(UserWarning):
+    """Something legal that is probably not what was meant."""
+
+
+def draw(text: str, spans: Iterable[Span]) -> str:
+    """The text, indented, with carets under each span."""
+    shown = "".join(" " if character in "\n\r\t\v\f" else character for character in text)
+    marks = [" "] * (len(shown) + 1)
+    for span in spans:
+        for place in range(span.start, max(span.end, span.start + 1)):
+            if place < len(marks):
+                marks[place] = "^"
+    lines = ["    " + shown]
+    if "^" in marks:
+        lines.append("    " + "".join(marks).rstrip())
+    return "\n".join(lines)
