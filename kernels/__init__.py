@@ -1,0 +1,1 @@
+"""Triton kernels: torch and triton only, nothing of convein."""
