@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; both make .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+# One thread for each worker: the tests' tensors are tiny, and the workers share the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fuzz lint bench clean
+
+help:
+	@echo "make demo   train a small network of expressions on handwritten digits, filter a photograph"
+	@echo "make test   run all tests"
+	@echo "make fuzz   the long run: thousands of random expressions against the oracle, 200,000 random texts"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  measure the engine on this machine; rows go to bench/results"
+	@echo "make clean  remove what the tools left behind (.venv stays: rm -r .venv to start over)"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "convein needs Python 3.11 or newer, and '$(PYTHON)' is not: say which to use, as in 'make test PYTHON=python3.12'"; \
+		exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m bench.demo
+
+test: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+fuzz: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --hypothesis-profile=nightly tests/test_oracle.py
+	$(ONE_THREAD) $(BIN)/python tests/fuzz_text.py --cases 200000
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache bench/demo/pictures
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
