@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m bench.demo
+	$(BIN)/python bench/demo
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
