@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def relation(size: int, filters: Sequence[int], options: Mapping[str, Any]) -> t
 
     table = torch.zeros(length, size, *filters, dtype=torch.int64)
     for entries in itertools.product(*map(range, filters)):
-        read = tuple(k - 1 - h for k, h in zip(filters, entries)) if options["flip"] else entries
+        read = tuple(k - 1 - h for k, h in zip(filters, entries, strict=True)) if options["flip"] else entries
         shift = dilation * sum(entries) - low
         if options["transposed"]:
             for i in range(size):
@@ -138,8 +138,7 @@ def parse(expression: str) -> Parsed:
     convolved = {}
     for name, options in re.findall(r"(\([^)]*\)|[^\W\d_])(?:\s*\[([^\]]*)\])?", bar):
         convolved[name.strip("() ")] = {
-            option: _value(value)
-            for option, value in re.findall(r"(\w+)(?:\s*=\s*(\([^)]*\)|-?\w+))?", options)
+            option: _value(value) for option, value in re.findall(r"(\w+)(?:\s*=\s*(\([^)]*\)|-?\w+))?", options)
         }
     return Parsed(inputs, output, convolved)
 

@@ -340,29 +340,23 @@ def _features(
         if mode.options is None:
             features |= {"hyperedge"} if len(mode.sizes) > 2 else set()
             continue
-        features.add(f"{len(mode.sizes)} on a convolved mode")
-        if not mode.kept:
-            features.add("convolved mode summed")
+        features |= {f"{len(mode.sizes)} on a convolved mode", *([] if mode.kept else ["convolved mode summed"])}
         for option, value in mode.options.items():
             word = "pair" if isinstance(value, tuple) else "number" if type(value) is int else value
             features |= set() if value == DEFAULTS[option] else {f"{option}={word}"}
         if mode.options["transposed"]:
-            features |= {f"transposed {mode.options['padding_mode']}"}
-    if any(len(set(sum(term, []))) < len(sum(term, [])) for term in inputs):
-        features.add("diagonal")
-    if any(len(names) > 1 for term in inputs for names in term):
-        features.add("composed input")
-    if any(len(names) > 1 for names in output):
-        features.add("composed output")
-    if any(0 in shape for shape in shapes):
-        features.add("size 0")
-    if any(not shape for shape in shapes):
-        features.add("scalar operand")
-    if "->" not in expression:
-        features.add("implicit output")
-    if "[" in expression:
-        features.add("brackets")
-    return features
+            features.add(f"transposed {mode.options['padding_mode']}")
+    flat = [[name for names in term for name in names] for term in inputs]
+    facts = {
+        "diagonal": any(len(set(names)) < len(names) for names in flat),
+        "composed input": any(len(names) > 1 for term in inputs for names in term),
+        "composed output": any(len(names) > 1 for names in output),
+        "size 0": any(0 in shape for shape in shapes),
+        "scalar operand": any(not shape for shape in shapes),
+        "implicit output": "->" not in expression,
+        "brackets": "[" in expression,
+    }
+    return features | {fact for fact, holds in facts.items() if holds}
 
 
 def orders(count: int) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -370,8 +364,7 @@ def orders(count: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     if count == 1:
         yield ((0,),)
         return
-    for steps in itertools.product(*(itertools.combinations(range(n), 2) for n in range(count, 1, -1))):
-        yield steps
+    yield from itertools.product(*(itertools.combinations(range(n), 2) for n in range(count, 1, -1)))
 
 
 @st.composite
