@@ -1,10 +1,29 @@
-"""The options of one convolved mode: their names, defaults and legal values."""
+"""The options of one convolved mode: their names, defaults, legal values, and the sentences about illegal ones."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from enum import Enum
+from typing import Final, Literal
+
+from convein.errors import OptionError
 
 Padding = str | int | tuple[int, int]
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNSET: Final = Unset.UNSET
+"""The default of every option keyword: not given, so the expression's text or the option's default decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +52,161 @@ class ConvOptions:
 
 
 OPTION_NAMES: tuple[str, ...] = tuple(field.name for field in fields(ConvOptions))
+
+_LEAST: dict[str, int] = {"stride": 1, "dilation": 1, "padding": 0, "signal": 0, "output_padding": 0}
+_WORDS: dict[str, tuple[str, ...]] = {
+    "padding": ("same", "valid", "full"),
+    "signal": ("first", "largest"),
+    "padding_mode": ("zeros", "circular", "reflect", "replicate"),
+}
+_RULES: dict[str, str] = {
+    "stride": "a stride is an integer of 1 or more",
+    "dilation": "a dilation is an integer of 1 or more",
+    "padding": 'padding is "same", "valid", "full", an integer of 0 or more for both sides, or a pair (lo, hi) of them',
+    "flip": "flip is True or False",
+    "signal": 'signal is "first", "largest" or the position of an operand, counted from 0',
+    "padding_mode": 'padding_mode is "zeros", "circular", "reflect" or "replicate"',
+    "transposed": "transposed is True or False",
+    "output_padding": "output_padding is an integer of 0 or more",
+}
+_OTHER_WORDS: dict[str, str] = {
+    "half": 'padding="same"',
+    "none": "padding=0",
+    "zero": 'padding_mode="zeros"',
+    "constant": 'padding_mode="zeros"',
+    "wrap": 'padding_mode="circular"',
+    "periodic": 'padding_mode="circular"',
+    "border": 'padding_mode="replicate"',
+    "edge": 'padding_mode="replicate"',
+    "mirror": 'padding_mode="reflect"',
+    "max": 'signal="largest"',
+    "longest": 'signal="largest"',
+    "causal": "padding={mode: (dilation * (filter size - 1), 0)}",
+}
+_OTHER_NAMES: dict[str, str] = {
+    "groups": "groups are a mode of their own: b(g s)hw,(g t)shw->b(g t)hw|hw",
+    "bias": "a bias is added to the result: conv_einsum(...) + bias",
+    "kernel_size": "the filter sizes are read from the filters' shapes",
+    "pad": "did you mean padding?",
+    "mode": "did you mean padding_mode?",
+    "reverse": "did you mean flip?",
+    "circular": 'write padding_mode="circular"',
+    "avg": "average pooling belongs to a dialect: dialect=convein.dialects.POOLING",
+    "pool": "average pooling belongs to a dialect: h[avg=2] with dialect=convein.dialects.POOLING",
+}
+
+Legal = str | int | bool | tuple[int, int]
+
+
+def legal_value(name: str, value: object, owner: str) -> Legal:
+    """The value as ConvOptions holds it, or an OptionError in one sentence.
+
+    Args:
+        name: one of OPTION_NAMES.
+        value: what was given.
+        owner: who would have the value, for the sentence: "mode h", "a mode".
+    """
+    if name in ("flip", "transposed"):
+        truth = as_bool(value)
+        if truth is not None:
+            return truth
+    else:
+        if isinstance(value, str) and value in _WORDS.get(name, ()):
+            return str(value)
+        if (number := _as_count(name, value)) is not None:
+            return number
+        if name == "padding" and isinstance(value, tuple | list) and len(value) == 2:
+            lo, hi = (_as_count(name, side) for side in value)
+            if lo is not None and hi is not None:
+                return lo if lo == hi else (lo, hi)
+    raise OptionError(f"{owner} cannot have {name}={shown(value)}: {_RULES[name]}", hint=_value_hint(name, value))
+
+
+def as_bool(value: object) -> bool | None:
+    """True and False of Python and of numpy; nothing else."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    return None
+
+
+def as_integer(value: object) -> int | None:
+    """Whatever Python takes as an index (numpy's integers too), but not True and False, and nothing beyond 64 bits."""
+    if as_bool(value) is not None:
+        return None
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if abs(number) < 2**62 else None
+
+
+def _as_count(name: str, value: object) -> int | None:
+    number = as_integer(value) if name in _LEAST else None
+    return number if number is not None and number >= _LEAST[name] else None
+
+
+def _value_hint(name: str, value: object) -> str | None:
+    if value is None:
+        return f"leave {name} out to have the default"
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word.lstrip("+-").isdecimal() and name in _LEAST:
+            return f"a number stands without quotes: {name}={int(word[:18])}"
+        word = word.removeprefix("max_").removeprefix("same_")
+        for option in (name, *_WORDS):
+            if close := get_close_matches(word, _WORDS.get(option, ()), 1):
+                return f'did you mean {option}="{close[0]}"?'
+        if word in _OTHER_WORDS:
+            return f"did you mean {_OTHER_WORDS[word]}?"
+        if name in ("flip", "transposed") and word in ("true", "false"):
+            return f"without quotes: {name}={word.capitalize()}"
+    if as_bool(value) is not None and name == "signal":
+        return "to reverse the filters, write flip=True"
+    return None
+
+
+def check_together(options: ConvOptions, owner: str) -> None:
+    """Whether the options of one mode go with each other, or an OptionError in one sentence."""
+    extra = options.output_padding
+    if not options.transposed:
+        if extra:
+            raise OptionError(
+                f"{owner} has output_padding={extra} but is not transposed",
+                hint="output_padding lengthens the output of a transposed convolution only: add transposed=True",
+            )
+        return
+    if options.padding_mode not in ("zeros", "circular"):
+        raise OptionError(
+            f'{owner} is transposed and has padding_mode="{options.padding_mode}"',
+            hint='a transposed convolution has padding_mode "zeros" or "circular"',
+        )
+    if extra and options.padding == "same":
+        raise OptionError(
+            f'{owner} has output_padding={extra} with padding="same"',
+            hint='a transposed convolution with padding="same" has exactly (signal size) * stride outputs',
+        )
+    if extra >= max(options.stride, options.dilation):
+        raise OptionError(
+            f"{owner} has output_padding={extra}, stride={options.stride} and dilation={options.dilation}",
+            hint="output_padding must be smaller than the stride or the dilation",
+        )
+
+
+def unknown_option(name: object) -> OptionError:
+    """The error for an option that does not exist."""
+    hint = _OTHER_NAMES.get(name) if isinstance(name, str) else None
+    if hint is None and isinstance(name, str):
+        close = get_close_matches(name.lower(), OPTION_NAMES, 1)
+        hint = f"did you mean {close[0]}?" if close else None
+    return OptionError(
+        f"there is no option {shown(name) if not isinstance(name, str) else shown(name)[1:-1]}",
+        hint=hint or f"the options are {', '.join(OPTION_NAMES)}",
+    )
+
+
+def shown(value: object) -> str:
+    """`repr` on one line and of bounded length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

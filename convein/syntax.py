@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
 
-from convein.errors import Span
-from convein.options import ConvOptions
+from convein.dialect import Dialect
+from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation, Term, written
+from convein.errors import ConveinError, ExpressionError, Span
+from convein.options import ConvOptions, shown
 
-ELLIPSIS = "..."
+__all__ = [
+    "ELLIPSIS",
+    "Constant",
+    "ConvOptions",
+    "Convolved",
+    "Dialect",
+    "Dimension",
+    "Equation",
+    "Term",
+    "parse",
+    "written",
+]
+
+_CORE = Dialect("", {})
 
 
-@dataclass(frozen=True, slots=True)
-class Dimension:
-    """One dimension of an operand as it is written: one mode, the row-major product of several, or `...`.
+def parse(text: str, dialect: Dialect | None = None) -> Equation:
+    """The equation that a text means, as far as the text alone can tell.
 
-    `modes` is `("...",)` for the ellipsis (any number of dimensions); `spans` has one place in the text for each mode.
+    Args:
+        text: `inputs -> output | convolved modes`.
+        dialect: rules added to the language.
     """
+    if not isinstance(text, str):
+        raise ExpressionError(
+            f"an expression is a string, not {type(text).__name__}: {shown(text)}",
+            hint='for example "ij,jk->ik" or "bshw,tshw->bthw|hw"',
+        )
+    text = str(text)
+    parser = (dialect or _CORE).parser
+    from lark.exceptions import UnexpectedInput
 
-    modes: tuple[str, ...]
-    span: Span = field(compare=False)
-    spans: tuple[Span, ...] = field(compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """An operand that the language itself supplies, as a recipe: a tensor of `shape` filled with `value`."""
-
-    shape: tuple[int, ...]
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One operand, or the output: its dimensions in order. `constant` is set when no tensor is passed for it."""
-
-    dimensions: tuple[Dimension, ...]
-    span: Span = field(compare=False)
-    constant: Constant | None = None
+    try:
+        inputs, output, bar = parser.parse(text)  # type: ignore[misc]
+    except UnexpectedInput as failure:
+        raise ExpressionError("not an expression", text=text) from None
+    except ConveinError as error:
+        raise type(error)(error.message, text=text, spans=error.spans, hint=error.hint) from None
+    return _equation(text, inputs, output, bar)
 
 
-@dataclass(frozen=True, slots=True)
-class Convolved:
-    """A mode after the bar. `given` names the options that were stated (in the text, or merged from keywords)."""
+def _equation(text: str, inputs: tuple[Term, ...], output: Term | None, bar: Iterable[Convolved | Term]) -> Equation:
+    convolved = [piece for piece in bar if isinstance(piece, Convolved)]
+    terms = [term for term in inputs if term.constant is None]
+    order = {mode: None for term in terms for dimension in term.dimensions for mode in dimension.modes}
+    constants = [term for term in (*inputs, *bar) if isinstance(term, Term) and term.constant is not None]
+    if output is None:
+        output = _implicit(terms + constants, len(text))
+    if len(convolved) > 1:
+        places = {mode: place for place, mode in enumerate(order)}
+        convolved.sort(key=lambda piece: places.get(piece.mode, 0))
+    return Equation(text, (*terms, *constants), output, tuple(convolved))
 
-    mode: str
-    options: ConvOptions
-    given: frozenset[str]
-    span: Span = field(compare=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """A parsed expression; `str()` is its canonical text with every option that is not the default."""
-
-    text: str = field(compare=False)
-    inputs: tuple[Term, ...]
-    output: Term
-    convolved: tuple[Convolved, ...]
+def _implicit(terms: Iterable[Term], end: int) -> Term:
+    """The output when no arrow is written: the modes that are seen once, sorted, after `...`."""
+    places = [place for term in terms for dimension in term.dimensions for place in zip(dimension.modes, dimension.spans)]
+    counts = Counter(mode for mode, _ in places)
+    once = sorted((mode, place) for mode, place in places if counts[mode] == 1 and mode != ELLIPSIS)
+    rest = [(ELLIPSIS, place) for mode, place in places if mode == ELLIPSIS][:1]
+    return Term(tuple(Dimension((mode,), place, (place,)) for mode, place in rest + once), Span(end, end))

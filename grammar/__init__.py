@@ -1,1 +1,1 @@
-"""The grammars of the language, as package data."""
+"""The language of convein as Lark grammars: `conv_einsum.lark` is the core, the other files are dialects of it."""
