@@ -33,7 +33,6 @@ def _contraction(name: str, expression: str, raw: Callable[..., torch.Tensor], *
 def groups() -> Iterator[Group]:
     """Two operands, a chain of four, a convolution."""
     square = (8, 8)
-    four = [square] * 4
     yield _contraction("pair", "ij,jk->ik", torch.mm, square, square)
     yield _contraction(
         "chain", "ab,bc,cd,de->ae", lambda a, b, c, d: a.mm(b).mm(c).mm(d), square, square, square, square
