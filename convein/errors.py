@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -36,6 +37,10 @@ class ConveinError(ValueError):
         self.spans = tuple(spans)
         self.hint = hint
         super().__init__(message)
+
+    def at(self, text: str, spans: Iterable[Span] = ()) -> Self:
+        """The same error, pointing at places of a text."""
+        return type(self)(self.message, text=text, spans=tuple(spans) or self.spans, hint=self.hint)
 
     def __str__(self) -> str:
         parts = [self.message]

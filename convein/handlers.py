@@ -123,10 +123,11 @@ def _listed(parts: Parts) -> Convolved | tuple[Convolved | Term, ...]:
 def _legal(option: Option, mode: Mode) -> Legal:
     try:
         if option.name not in OPTION_NAMES:
-            raise unknown_option(option.name)
-        return legal_value(option.name, option.value, f"mode {mode.name}")
+            raise unknown_option(option.name, option.value)
+        return legal_value(option.name, option.value, f"mode {mode.name} cannot have")
     except OptionError as error:
-        raise OptionError(error.message, spans=[option.span], hint=error.hint) from None
+        error.spans = (option.span,)
+        raise
 
 
 def _along(mode: Mode, constant: Term) -> Term:

@@ -98,13 +98,13 @@ _OTHER_NAMES: dict[str, str] = {
 Legal = str | int | bool | tuple[int, int]
 
 
-def legal_value(name: str, value: object, owner: str) -> Legal:
+def legal_value(name: str, value: object, subject: str) -> Legal:
     """The value as ConvOptions holds it, or an OptionError in one sentence.
 
     Args:
         name: one of OPTION_NAMES.
         value: what was given.
-        owner: who would have the value, for the sentence: "mode h", "a mode".
+        subject: the beginning of the sentence: "mode h cannot have", "no mode can have".
     """
     if name in ("flip", "transposed"):
         truth = as_bool(value)
@@ -119,7 +119,7 @@ def legal_value(name: str, value: object, owner: str) -> Legal:
             lo, hi = (_as_count(name, side) for side in value)
             if lo is not None and hi is not None:
                 return lo if lo == hi else (lo, hi)
-    raise OptionError(f"{owner} cannot have {name}={shown(value)}: {_RULES[name]}", hint=_value_hint(name, value))
+    raise OptionError(f"{subject} {name}={shown(value)}: {_RULES[name]}", hint=_value_hint(name, value))
 
 
 def as_bool(value: object) -> bool | None:
@@ -194,19 +194,21 @@ def check_together(options: ConvOptions, owner: str) -> None:
         )
 
 
-def unknown_option(name: object) -> OptionError:
+def unknown_option(name: object, value: object) -> OptionError:
     """The error for an option that does not exist."""
-    hint = _OTHER_NAMES.get(name) if isinstance(name, str) else None
-    if hint is None and isinstance(name, str):
-        close = get_close_matches(name.lower(), OPTION_NAMES, 1)
-        hint = f"did you mean {close[0]}?" if close else None
+    if not isinstance(name, str):
+        return OptionError(f"an option has a name, not {shown(name)}", hint=f"the options are {', '.join(OPTION_NAMES)}")
+    close = get_close_matches(name.lower(), OPTION_NAMES, 1)
+    hint = _OTHER_NAMES.get(name) or (f"did you mean {close[0]}?" if close else None)
     return OptionError(
-        f"there is no option {shown(name) if not isinstance(name, str) else shown(name)[1:-1]}",
+        f"there is no option {shown(name)[1:-1]}={shown(value)}",
         hint=hint or f"the options are {', '.join(OPTION_NAMES)}",
     )
 
 
 def shown(value: object) -> str:
-    """`repr` on one line and of bounded length."""
+    """A value on one line and of bounded length, as it is written in Python; strings in double quotes."""
     text = " ".join(repr(value).split())
+    if isinstance(value, str) and text[0] == text[-1] == "'" and '"' not in text:
+        text = f'"{text[1:-1]}"'
     return text if len(text) <= 60 else text[:57] + "..."

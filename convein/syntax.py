@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from convein.dialect import Dialect
 from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation, Term, written
 from convein.errors import ConveinError, ExpressionError, Span
+from convein.keywords import merge_options
 from convein.options import ConvOptions, shown
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Dimension",
     "Equation",
     "Term",
+    "merge_options",
     "parse",
     "written",
 ]
@@ -47,7 +49,7 @@ def parse(text: str, dialect: Dialect | None = None) -> Equation:
     except UnexpectedInput as failure:
         raise ExpressionError("not an expression", text=text) from None
     except ConveinError as error:
-        raise type(error)(error.message, text=text, spans=error.spans, hint=error.hint) from None
+        raise error.at(text) from None
     return _equation(text, inputs, output, bar)
 
 
