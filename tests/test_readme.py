@@ -1,0 +1,75 @@
+"""The README is true: its Python runs from top to bottom, its commands run, and both print what it says they print.
+
+A block that starts with three backticks and `python` or `console` is run; a `text` block right after it is its output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Example:
+    language: str
+    code: str
+    output: str
+    line: int
+
+
+def examples() -> list[Example]:
+    found = []
+    blocks = list(BLOCK.finditer(README))
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] in {"python", "console"}:
+            follows = after is not None and after[1] == "text" and not README[block.end() : after.start()].strip()
+            line = README.count("\n", 0, block.start()) + 1
+            found.append(Example(block[1], block[2], after[2] if follows else "", line))
+    return found
+
+
+def lines(text: str) -> list[str]:
+    """What a reader sees: no blanks at the ends of lines."""
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def test_the_python_of_the_readme_runs_and_prints_what_it_says() -> None:
+    namespace: dict[str, object] = {"__name__": "readme"}
+    ran = 0
+    for example in examples():
+        if example.language == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                # The lines before it are kept empty, so that an error names the line of the README.
+                exec(compile("\n" * example.line + example.code, "README.md", "exec"), namespace)
+            shown = printed.getvalue()
+            assert lines(shown) == lines(example.output), f"line {example.line} prints\n{shown}"
+            ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.parametrize("example", [e for e in examples() if e.language == "console"], ids=lambda e: f"line {e.line}")
+def test_the_commands_of_the_readme_print_what_it_says(example: Example) -> None:
+    command = shlex.split(example.code.removeprefix("$ "))
+    assert command[0] == "python"
+    run = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert lines(run.stdout) == lines(example.output), run.stdout
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
+    assert {"demo", "test", "fuzz", "bench"} <= named
+    assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
