@@ -16,13 +16,20 @@ Shapes = list[tuple[int, ...]]
 
 
 def star(operands: int) -> tuple[str, Shapes]:
-    """A CP layer without its convolution: x and its factors, all of which share the rank."""
-    modes = [opt_einsum.get_symbol(number) for number in range(operands - 1)]
-    rank, batch = opt_einsum.get_symbol(operands), opt_einsum.get_symbol(operands + 1)
-    factors = [rank + mode for mode in modes]
-    shapes: Shapes = [(16, *[3 + number % 3 for number in range(operands - 1)])]
-    shapes += [(8, size) for size in shapes[0][1:]]
-    return ",".join([batch + "".join(modes), *factors]) + "->" + batch + rank, shapes
+    """The shape of a CP layer: x, and a factor for each of its modes and of the output's; all factors share the rank."""
+    inner = [opt_einsum.get_symbol(number) for number in range(operands // 2)]
+    outer = [opt_einsum.get_symbol(number) for number in range(operands // 2, operands - 1)]
+    batch, rank = opt_einsum.get_symbol(operands - 1), opt_einsum.get_symbol(operands)
+    sizes = {mode: 4 + number % 3 for number, mode in enumerate(inner + outer)} | {batch: 16, rank: 8}
+    terms = [batch + "".join(inner), *(rank + mode for mode in inner + outer)]
+    shapes = [tuple(sizes[mode] for mode in term) for term in terms]
+    return f"{','.join(terms)}->{batch}{''.join(outer)}", shapes
+
+
+def product(operands: int) -> tuple[str, Shapes]:
+    """Matrices that share their first mode, which is summed; the second mode of each is kept."""
+    modes = [opt_einsum.get_symbol(number) for number in range(1, operands + 1)]
+    return f"{','.join('a' + mode for mode in modes)}->{''.join(modes)}", [(8, 2 + n % 3) for n in range(operands)]
 
 
 def graph_network(graph: networkx.Graph, seed: int) -> tuple[str, Shapes]:
@@ -48,7 +55,7 @@ def _group(name: str, network: tuple[str, Shapes], milliseconds: float | None, *
         return convein.contract_path(expression, *shapes, optimize="optimal", cost="flops")
 
     variants: dict[str, Callable[[], object]] = {"convein optimal": ours}
-    variants["cotengra optimal"] = lambda: cotengra.optimize_optimal(inputs, right, sizes, minimize="flops")
+    variants["cotengra optimal"] = lambda: cotengra.OptimalOptimizer(minimize="flops")(inputs, right, sizes)
     if dp:
         variants["opt_einsum dp"] = lambda: opt_einsum.DynamicProgramming()(sets, output, sizes)
     return Group(name, variants, Limit("convein optimal", milliseconds * 1e-3) if milliseconds else None)
@@ -58,5 +65,6 @@ def groups() -> Iterator[Group]:
     """Stars of operands that share one mode, a random cubic network, a lattice."""
     yield _group("star of 8", star(8), None)
     yield _group("star of 10", star(10), 15)
+    yield _group("product of 10", product(10), 15)
     yield _group("cubic network of 20", graph_network(networkx.random_regular_graph(3, 20, seed=0), 0), 25)
     yield _group("lattice of 30", graph_network(networkx.grid_2d_graph(5, 6), 0), 300, dp=False)
