@@ -184,6 +184,4 @@ class Network:
 
     def _operand_size(self, mode: str, position: int) -> int:
         convolution = self.convolutions.get(mode)
-        if convolution is None:
-            return self.sizes[mode]
-        return convolution.n if position == convolution.signal else convolution.kernels[convolution.filters.index(position)]
+        return self.sizes[mode] if convolution is None else convolution.operand_size(position)

@@ -93,6 +93,10 @@ class Convolution:
         """All operands that carry the mode, as a bit set."""
         return _bits(self.filters) | 1 << self.signal
 
+    def operand_size(self, operand: int) -> int:
+        """Size of the mode in one of its carriers."""
+        return self.n if operand == self.signal else self.kernels[self.filters.index(operand)]
+
     def taps(self, subset: int) -> int:
         """Length of the merged filter made of the subset's filters (1 if it has none)."""
         return 1 + sum(k - 1 for j, k in zip(self.filters, self.kernels, strict=True) if subset >> j & 1)

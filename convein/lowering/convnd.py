@@ -1,0 +1,201 @@
+"""Steps with convolved pairs as F.convNd and F.conv_transposeNd.
+
+Batch modes become groups, summed modes input channels, the filter's own modes output channels. Modes that only the signal
+has stay where they are as spatial axes with kernel size 1, as far as torch's three spatial axes reach: no permute for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convein.lowering.writer import Axis, Value, Writer
+from convein.windows import Correlation
+
+MAX_SPATIAL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """What each mode of a pair is to a convolution call."""
+
+    batch: Axis
+    groups: Axis
+    summed: Axis
+    free: Axis
+    spatial: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """How one spatial axis is cut, padded, convolved and cut again."""
+
+    start: int = 0
+    length: int = -1
+    pad: tuple[int, int] = (0, 0)
+    padding: int = 0
+    stride: int = 1
+    dilation: int = 1
+    output_padding: int = 0
+    after: tuple[int, int] = (0, 0)
+    natural: int = -1
+    flip: bool = False
+
+
+def convolve(
+    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]
+) -> Value:
+    """One convolution call for all convolved pairs, of which x is the signal side; at most three of them."""
+    by_mode = {correlation.mode: correlation for correlation in correlations}
+    roles = _assign(x, w, by_mode, kept)
+    transposed = any(correlation.upsample > 1 for correlation in correlations)
+    lines = [
+        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]]) if axis[0] in by_mode else _Line()
+        for axis in roles.spatial
+    ]
+    x = writer.arrange(x, (roles.batch, roles.groups + roles.summed, *roles.spatial))
+    x = _cut(writer, x, lines)
+    w = _weight(writer, w, roles, by_mode, transposed)
+    flips = [place + 2 for place, line in enumerate(lines) if line.flip]
+    if flips:
+        w = writer.emit(f"{w.name}.flip({', '.join(map(str, flips))})", [w], w.axes, w.sizes)
+    sizes = {**w.sizes, **x.sizes}
+    for axis, line in zip(roles.spatial, lines, strict=True):
+        if axis[0] in by_mode:
+            sizes[axis[0]] = line.natural
+    call = _call(x, w, roles, lines, transposed)
+    y = writer.emit(call, [x, w], (roles.batch, roles.groups + roles.free, *roles.spatial), sizes)
+    return _trim(writer, y, lines, by_mode, roles)
+
+
+def _assign(x: Value, w: Value, by_mode: dict[str, Correlation], kept: frozenset[str]) -> _Roles:
+    shared = [mode for mode in x.modes if mode in w.modes and mode not in by_mode]
+    groups = tuple(mode for mode in shared if mode in kept)
+    summed = tuple(mode for mode in shared if mode not in kept)
+    free = tuple(mode for mode in w.modes if mode not in x.modes)
+    involved = {*shared, *by_mode}
+    first = next(place for place, mode in enumerate(x.modes) if mode in involved)
+    batch = list(x.modes[:first])
+    spatial: list[list[str]] = []
+    previous = -2
+    for place, mode in enumerate(x.modes[first:]):
+        if mode in shared:
+            continue
+        joins = mode not in by_mode and spatial and spatial[-1][-1] not in by_mode and previous == place - 1
+        if joins:
+            spatial[-1].append(mode)
+        else:
+            spatial.append([mode])
+        previous = place
+    while len(spatial) > MAX_SPATIAL:
+        moved = next(place for place, axis in enumerate(spatial) if axis[0] not in by_mode)
+        batch.extend(spatial.pop(moved))
+    return _Roles(tuple(batch), groups, summed, free, tuple(tuple(axis) for axis in spatial))
+
+
+def _forward_line(c: Correlation) -> _Line:
+    """Padding as the call takes it (the same on both sides), with a cut or an explicit pad for the rest."""
+    start, lo = max(0, -c.lo), max(0, c.lo)
+    end, hi = max(0, -c.hi), max(0, c.hi)
+    length = c.n - start - end
+    if length < 1:
+        # Strides that jump over the whole signal: only zeros are read.
+        total = c.stride * (c.size - 1) + c.reach + 1
+        return _Line(0, 0, (0, total), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
+    lopsided = abs(lo - hi)
+    if lo != hi and (lopsided * 8 > c.size or (hi > lo and lopsided % c.stride)):
+        return _Line(start, length, (lo, hi), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
+    # A few surplus outputs cost less than a padded copy of the signal.
+    padding = max(lo, hi)
+    natural = (length + 2 * padding - c.reach - 1) // c.stride + 1
+    skip = (hi - lo) // c.stride if hi > lo else 0
+    return _Line(
+        start, length, (0, 0), padding, c.stride, c.dilation, after=(-skip, c.size - natural + skip), natural=natural, flip=c.flip
+    )  # fmt: skip
+
+
+def _transposed_line(c: Correlation) -> _Line:
+    """A stride-1 correlation, of an upsampled signal or not, as what F.conv_transposeNd computes: a scatter, then a crop."""
+    natural = (c.n - 1) * c.upsample + c.reach + 1
+    left = c.reach - c.lo
+    right = natural - left - c.size
+    padding = max(0, min(left, right))
+    extra = 0
+    if 0 < left - right < max(c.upsample, c.dilation):
+        padding, extra = left, left - right
+    made = natural - 2 * padding + extra
+    if made < 1:
+        padding, extra, made = 0, 0, natural
+    after = (padding - left, c.size - made - padding + left)
+    return _Line(0, -1, (0, 0), padding, c.upsample, c.dilation, extra, after, made, flip=not c.flip)
+
+
+def _cut(writer: Writer, x: Value, lines: list[_Line]) -> Value:
+    text, sizes = x.name, dict(x.sizes)
+    for place, line in enumerate(lines):
+        mode = x.axes[place + 2]
+        if line.length >= 0 and (line.start or line.length != x.sizes[mode[0]]):
+            text += f".narrow({place + 2}, {line.start}, {line.length})"
+            sizes[mode[0]] = line.length
+    if text != x.name:
+        x = writer.emit(text, [x], x.axes, sizes)
+    if any(line.pad != (0, 0) for line in lines):
+        pads = [line.pad for line in lines]
+        for axis, pad in zip(x.axes[2:], pads, strict=True):
+            if pad != (0, 0):
+                sizes[axis[0]] = int(sizes[axis[0]]) + sum(pad)  # a convolved size is always a number
+        x = writer.emit(f"F.pad({x.name}, {_pad_text(pads)})", [x], x.axes, sizes)
+    return x
+
+
+def _pad_text(pads: list[tuple[int, int]]) -> str:
+    """F.pad's argument: pairs from the last axis back, up to the first that needs any."""
+    first = next(place for place, pad in enumerate(pads) if pad != (0, 0))
+    flat = [str(number) for pad in reversed(pads[first:]) for number in pad]
+    return f"({', '.join(flat)})"
+
+
+def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
+    taps: list[Axis] = [axis if axis[0] in by_mode else () for axis in roles.spatial]
+    if transposed:
+        return writer.arrange(w, (roles.groups + roles.summed, roles.free, *taps))
+    return writer.arrange(w, (roles.groups + roles.free, roles.summed, *taps))
+
+
+def _call(x: Value, w: Value, roles: _Roles, lines: list[_Line], transposed: bool) -> str:
+    rank = len(lines)
+    arguments = [x.name, w.name]
+    settings: list[tuple[str, list[int], int]] = [
+        ("stride", [line.stride for line in lines], 1),
+        ("padding", [line.padding for line in lines], 0),
+        ("output_padding", [line.output_padding for line in lines], 0),
+        ("dilation", [line.dilation for line in lines], 1),
+    ]
+    for name, numbers, default in settings:
+        if any(number != default for number in numbers):
+            same = len(set(numbers)) == 1
+            arguments.append(f"{name}={numbers[0] if same else tuple(numbers)}")
+    groups = x.size(roles.groups)
+    if groups != 1:
+        arguments.append(f"groups={groups}")
+    return f"F.conv{'_transpose' if transposed else ''}{rank}d({', '.join(arguments)})"
+
+
+def _trim(writer: Writer, y: Value, lines: list[_Line], by_mode: dict[str, Correlation], roles: _Roles) -> Value:
+    """Cuts surplus outputs off, or adds zeros where nothing was scattered."""
+    sizes = dict(y.sizes)
+    text, pads = y.name, []
+    for place, (axis, line) in enumerate(zip(roles.spatial, lines, strict=True)):
+        before, behind = line.after
+        start = max(0, -before)
+        length = line.natural - start - max(0, -behind)
+        if length < 1:
+            # Nothing that was scattered is read.
+            start, length, before, behind = 0, 0, by_mode[axis[0]].size, 0
+        if length != line.natural:
+            text += f".narrow({place + 2}, {start}, {length})"
+        pads.append((max(0, before), max(0, behind)))
+        if axis[0] in by_mode:
+            sizes[axis[0]] = by_mode[axis[0]].size
+    if any(pad != (0, 0) for pad in pads):
+        text = f"F.pad({text}, {_pad_text(pads)})"
+    return y if text == y.name else writer.emit(text, [y], y.axes, sizes)

@@ -1,0 +1,90 @@
+"""Steps with convolved pairs by fast Fourier transforms: for filters so long that counting multiplications says nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log2, prod
+
+import torch
+
+from convein.lowering import axis
+from convein.lowering.product import contract
+from convein.lowering.target import Target
+from convein.lowering.writer import Value, Writer
+from convein.windows import Correlation
+
+# Floating point operations per nanosecond: what transforms, pointwise complex products, dense and depthwise convolutions
+# reach relative to each other on one core. Only their ratios matter, and only near the point where both ways are equal.
+TRANSFORM_RATE, PRODUCT_RATE, DENSE_RATE, DEPTHWISE_RATE = 4.0, 20.0, 200.0, 20.0
+MIN_TAPS = 64
+
+
+def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target) -> bool:
+    """Whether transforms are faster than the direct convolution."""
+    taps = prod(c.kernel for c in correlations)
+    if not target.is_inexact or target.dtype.itemsize < 4 or taps < MIN_TAPS or len(correlations) > 3:
+        return False
+    if any(c.dilation > 1 or c.upsample > 1 for c in correlations):
+        return False
+    convolved = {c.mode for c in correlations}
+    shared = [mode for mode in x.modes if mode in w.modes and mode not in convolved]
+    rest = {m: target.number(m, s) for v in (x, w) for m, s in v.sizes.items() if m not in convolved}
+    products = prod(rest.values())
+    channels = prod(rest[mode] for mode in rest if mode not in shared or mode not in kept)
+    outputs = prod(size for mode, size in rest.items() if mode not in shared or mode in kept)
+    points = prod(fast_length(_span(c)) for c in correlations)
+    depthwise = channels == prod(rest[mode] for mode in rest if mode in x.modes and mode not in shared)
+    direct = 2 * products * taps * prod(c.size for c in correlations) / (DEPTHWISE_RATE if depthwise else DENSE_RATE)
+    signals = (target.count(x) // prod(c.n for c in correlations), target.count(w) // taps, outputs)
+    transforms = sum(signals) * 2.5 * points * log2(max(points, 2)) / TRANSFORM_RATE
+    return direct > transforms + 4 * products * points / PRODUCT_RATE
+
+
+def convolve(
+    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target
+) -> Value:
+    """Transforms both sides, multiplies and sums the other modes for each frequency, transforms back."""
+    points = [fast_length(_span(c)) for c in correlations]
+    for c in correlations:
+        x = axis.read(writer, x, c)
+        if c.flip:
+            w = axis.flip(writer, w, c.mode)
+    real = not target.dtype.is_complex
+    modes = tuple(c.mode for c in correlations)
+    half = {c.mode: n for c, n in zip(correlations, points, strict=True)}
+    if real:
+        half[modes[-1]] = points[-1] // 2 + 1
+    spectra = []
+    for value, suffix in ((x, ""), (w, ".conj()")):
+        value = writer.arrange(value, [*((m,) for m in value.modes if m not in half), *((m,) for m in modes)])
+        call = _call("rfftn" if real else "fftn", value.name, points) + suffix
+        spectra.append(writer.emit(call, [value], value.axes, {**value.sizes, **half}))
+    y = contract(writer, spectra[0], spectra[1], kept | set(modes), replace(target, dtype=torch.complex64))
+    y = writer.arrange(y, [*((m,) for m in y.modes if m not in half), *((m,) for m in modes)])
+    y = writer.emit(_call("irfftn" if real else "ifftn", y.name, points), [y], y.axes, y.sizes)
+    index = ", ".join(f":{c.stride * (c.size - 1) + 1}{f':{c.stride}' if c.stride > 1 else ''}" for c in correlations)
+    return writer.emit(f"{y.name}[..., {index}]", [y], y.axes, {**y.sizes, **{c.mode: c.size for c in correlations}})
+
+
+def fast_length(n: int) -> int:
+    """The smallest product of 2, 3 and 5 that is at least n."""
+    best = 1 << (n - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            two = three << max(0, (-(-n // three) - 1).bit_length())
+            best = min(best, two)
+            three *= 3
+        five *= 5
+    return best
+
+
+def _span(c: Correlation) -> int:
+    """Entries that are read, from the first to the last: no wrap-around reaches an output then."""
+    return c.stride * (c.size - 1) + c.reach + 1
+
+
+def _call(name: str, argument: str, points: list[int]) -> str:
+    dims = ", ".join(str(place - len(points)) for place in range(len(points)))
+    return f"torch.fft.{name}({argument}, s=({', '.join(map(str, points))},), dim=({dims},))"

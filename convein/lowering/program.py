@@ -1,0 +1,61 @@
+"""The Program: straight-line Python made of torch calls, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convein.planner.plan import Plan
+
+HEADER = "import torch\nimport torch.nn.functional as F\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One assignment `target = expression`; `uses` are the names that the expression reads."""
+
+    target: str
+    expression: str
+    uses: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.target} = {self.expression}"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A plan as Python. `print(program)` is a module whose function `program` computes the expression.
+
+    Attributes:
+        plan: where it comes from.
+        parameters: the names of the operands, in order.
+        statements: what is computed, in order.
+        results: the names that are returned.
+    """
+
+    plan: Plan
+    parameters: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    results: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """The text of the module: imports and one function."""
+        returned = ", ".join(self.results)
+        body = [*self._lines(), f"return {returned}"]
+        lines = "\n".join(f"    {line}" for line in body)
+        return f"{HEADER}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
+
+    def _lines(self) -> list[str]:
+        """The statements, with `del` after the last use of what holds memory: a partial result must not outlive its step."""
+        last_use = {name: place for place, statement in enumerate(self.statements) for name in statement.uses}
+        made = {statement.target for statement in self.statements}
+        lines = []
+        for place, statement in enumerate(self.statements):
+            lines.append(str(statement))
+            over = [n for n in dict.fromkeys(statement.uses) if n in made and last_use[n] == place and n not in self.results]
+            if over and place + 1 < len(self.statements):
+                lines.append(f"del {', '.join(over)}")
+        return lines
+
+    def __str__(self) -> str:
+        return self.source
