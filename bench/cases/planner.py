@@ -16,7 +16,7 @@ Shapes = list[tuple[int, ...]]
 
 
 def star(operands: int) -> tuple[str, Shapes]:
-    """The shape of a CP layer: x, and a factor for each of its modes and of the output's; all factors share the rank."""
+    """The shape of a CP layer: x, and a factor for each of its modes and of the output's; factors share the rank."""
     inner = [opt_einsum.get_symbol(number) for number in range(operands // 2)]
     outer = [opt_einsum.get_symbol(number) for number in range(operands // 2, operands - 1)]
     batch, rank = opt_einsum.get_symbol(operands - 1), opt_einsum.get_symbol(operands)
