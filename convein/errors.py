@@ -6,6 +6,7 @@ message can forget them.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -84,15 +85,35 @@ class ConveinWarning(UserWarning):
     """Something legal that is probably not what was meant."""
 
 
+_WIDEST = 200
+
+
 def draw(text: str, spans: Iterable[Span]) -> str:
-    """The text, indented, with carets under each span."""
-    shown = "".join(" " if character in "\n\r\t\v\f" else character for character in text)
-    marks = [" "] * (len(shown) + 1)
-    for span in spans:
-        for place in range(span.start, max(span.end, span.start + 1)):
-            if place < len(marks):
-                marks[place] = "^"
-    lines = ["    " + shown]
-    if "^" in marks:
+    """The text, indented, with carets under each span; of a very long text only the part around the first span."""
+    marked = {place for span in spans for place in range(span.start, min(max(span.end, span.start + 1), len(text) + 1))}
+    start, end = 0, len(text)
+    if end > _WIDEST:
+        start = max(0, min(min(marked, default=0) - _WIDEST // 2, end - _WIDEST))
+        end = start + _WIDEST
+    before, after = "..." * (start > 0), "..." * (end < len(text))
+    shown, marks = [before], [" " * len(before)]
+    for place in range(start, end):
+        character, width = _on_one_line(text[place])
+        shown.append(character)
+        marks.append(("^" if place in marked else " ") * width)
+    marks.append("^" if end in marked else "")
+    lines = ["    " + "".join(shown) + after]
+    if marked:
         lines.append("    " + "".join(marks).rstrip())
     return "\n".join(lines)
+
+
+def _on_one_line(character: str) -> tuple[str, int]:
+    """A character as it can be shown within a line, and the columns that it takes there."""
+    if character.isspace():
+        return " ", 1
+    if not character.isprintable():
+        return "\ufffd", 1
+    if unicodedata.combining(character):
+        return character, 0
+    return character, 2 if unicodedata.east_asian_width(character) in "WF" else 1

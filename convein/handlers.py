@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convein.equation import ELLIPSIS, Convolved, Dimension, Mode, Option, Term
@@ -135,6 +136,9 @@ def _along(mode: Mode, constant: Term) -> Term:
 
 
 def _flag(parts: list[Token]) -> Option:
+    if parts[0] in OPTION_NAMES and parts[0] not in ("flip", "transposed"):
+        hint = f"write {parts[0]}=...; only flip and transposed stand alone"
+        raise OptionError(f"the option {parts[0]} has no value", spans=[_place(parts[0])], hint=hint)
     return Option(parts[0].value, True, _place(parts[0]))
 
 
@@ -159,13 +163,14 @@ def _word(parts: list[Token]) -> tuple[object, Token]:
     return {"true": True, "True": True, "false": False, "False": False}.get(token.value, token.value), token
 
 
-class Literally(str):
+@dataclass(frozen=True, slots=True)
+class Literally:
     """A number that no option can have, kept as it was written for the sentence about it."""
 
-    __slots__ = ()
+    text: str
 
     def __repr__(self) -> str:
-        return str(self)
+        return self.text
 
 
 CORE: dict[str, Handler] = {

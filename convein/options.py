@@ -162,8 +162,9 @@ def _value_hint(name: str, value: object) -> str | None:
             return f"did you mean {_OTHER_WORDS[word]}?"
         if name in ("flip", "transposed") and word in ("true", "false"):
             return f"without quotes: {name}={word.capitalize()}"
-    if as_bool(value) is not None and name == "signal":
-        return "to reverse the filters, write flip=True"
+    digits = repr(value).lstrip("+-")
+    if name in _LEAST and digits.isdecimal() and len(digits) > 18:
+        return "no size is that large"
     return None
 
 
@@ -200,8 +201,9 @@ def unknown_option(name: object, value: object) -> OptionError:
         return OptionError(f"an option has a name, not {shown(name)}", hint=f"the options are {', '.join(OPTION_NAMES)}")
     close = get_close_matches(name.lower(), OPTION_NAMES, 1)
     hint = _OTHER_NAMES.get(name) or (f"did you mean {close[0]}?" if close else None)
+    setting = shown(name)[1:-1] + ("" if value is True else f"={shown(value)}")
     return OptionError(
-        f"there is no option {shown(name)[1:-1]}={shown(value)}",
+        f"there is no option {setting}",
         hint=hint or f"the options are {', '.join(OPTION_NAMES)}",
     )
 

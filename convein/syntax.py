@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 from convein.dialect import Dialect
 from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation, Term, written
 from convein.errors import ConveinError, ExpressionError, Span
-from convein.keywords import merge_options
+from convein.keywords import merge_options, places
+from convein.mistakes import as_names, explain, short
 from convein.options import ConvOptions, shown
+
+if TYPE_CHECKING:
+    from lark import Lark
+    from lark.exceptions import UnexpectedInput
 
 __all__ = [
     "ELLIPSIS",
@@ -47,23 +53,89 @@ def parse(text: str, dialect: Dialect | None = None) -> Equation:
     try:
         inputs, output, bar = parser.parse(text)  # type: ignore[misc]
     except UnexpectedInput as failure:
-        raise ExpressionError("not an expression", text=text) from None
+        raise _explained(text, failure, parser) from None
     except ConveinError as error:
         raise error.at(text) from None
     return _equation(text, inputs, output, bar)
 
 
+def _explained(text: str, failure: UnexpectedInput, parser: Lark) -> ExpressionError:
+    """The parser's failure in our words: its place, and the terminals that could have stood there."""
+    token = getattr(failure, "token", None)
+    ended = token is not None and token.type == "$END"
+    place = len(text) if ended else failure.pos_in_stream
+    expected = {}
+    for name in failure.interactive_parser.accepts():
+        pattern = None if name == "$END" else parser.get_terminal(name).pattern
+        expected[name] = f'"{pattern.value}"' if pattern is not None and pattern.type == "str" else name.lower()
+    return explain(text, place, expected)
+
+
 def _equation(text: str, inputs: tuple[Term, ...], output: Term | None, bar: Iterable[Convolved | Term]) -> Equation:
-    convolved = [piece for piece in bar if isinstance(piece, Convolved)]
     terms = [term for term in inputs if term.constant is None]
-    order = {mode: None for term in terms for dimension in term.dimensions for mode in dimension.modes}
     constants = [term for term in (*inputs, *bar) if isinstance(term, Term) and term.constant is not None]
+    convolved = [piece for piece in bar if isinstance(piece, Convolved)]
+    carried = {mode: None for term in terms for dimension in term.dimensions for mode in dimension.modes}
     if output is None:
-        output = _implicit(terms + constants, len(text))
+        output = _implicit([*terms, *constants], len(text))
     if len(convolved) > 1:
-        places = {mode: place for place, mode in enumerate(order)}
-        convolved.sort(key=lambda piece: places.get(piece.mode, 0))
-    return Equation(text, (*terms, *constants), output, tuple(convolved))
+        order = {mode: place for place, mode in enumerate(carried)}
+        convolved.sort(key=lambda piece: order.get(piece.mode, len(order)))
+    equation = Equation(text, (*terms, *constants), output, tuple(convolved))
+    for check in (_check_ellipses, _check_output, _check_convolved):
+        check(equation, carried)
+    return equation
+
+
+def _check_ellipses(equation: Equation, carried: Collection[str]) -> None:
+    for term in (*equation.inputs, equation.output):
+        spans = places([term], ELLIPSIS)
+        if len(spans) > 1:
+            raise ExpressionError('"..." stands twice in one term', text=equation.text, spans=spans)
+    if ELLIPSIS not in carried and (spans := places([equation.output], ELLIPSIS)):
+        raise ExpressionError(
+            'the output has "...", but no input has', text=equation.text, spans=spans, hint='write "..." in an input, too'
+        )
+
+
+def _check_output(equation: Equation, carried: Collection[str]) -> None:
+    seen = set()
+    for dimension in equation.output.dimensions:
+        for mode in dimension.modes:
+            if mode not in carried:
+                known = ", ".join(written(name) for name in carried)
+                raise ExpressionError(
+                    f"mode {mode} of the output is in no input",
+                    text=equation.text,
+                    spans=places([equation.output], mode),
+                    hint=as_names(equation.text) or f"the inputs have {short(known) if known else 'no modes'}",
+                )
+            if mode in seen:
+                raise ExpressionError(
+                    f"mode {mode} stands twice in the output",
+                    text=equation.text,
+                    spans=places([equation.output], mode),
+                    hint=as_names(equation.text) or "a diagonal can be read from an input, but not written",
+                )
+            seen.add(mode)
+
+
+def _check_convolved(equation: Equation, carried: Collection[str]) -> None:
+    seen: dict[str, Span] = {}
+    for piece in equation.convolved:
+        if piece.mode in seen:
+            raise ExpressionError(
+                f"mode {piece.mode} stands twice after the bar", text=equation.text, spans=[seen[piece.mode], piece.span]
+            )
+        if piece.mode not in carried:
+            known = ", ".join(written(name) for name in carried if name != ELLIPSIS)
+            raise ExpressionError(
+                f"no operand carries the convolved mode {piece.mode}",
+                text=equation.text,
+                spans=[piece.span],
+                hint=f"the inputs have {short(known) if known else 'no modes'}",
+            )
+        seen[piece.mode] = piece.span
 
 
 def _implicit(terms: Iterable[Term], end: int) -> Term:
