@@ -64,7 +64,7 @@ def conv_einsum(
     depth = sum(isinstance(name, tuple) and name[0] == "..." for name in known)
     groups = _groups(output, len(output) - 1 + depth)
     result = _einsum(arguments, [name for group in groups for name in group])
-    return result.reshape([math.prod(known[name] for name in group) for group in groups])
+    return result.reshape([math.prod(known[name] for name in group) for group in groups]).to(operands[0].dtype)
 
 
 def relation(size: int, filters: Sequence[int], options: Mapping[str, Any]) -> torch.Tensor:

@@ -42,6 +42,9 @@ class Case:
         keywords = "".join(f", {name}={value!r}" for name, value in self.keywords)
         return f"conv_einsum({self.expression!r}, {', '.join(map(str, self.shapes))}{keywords})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.keywords)

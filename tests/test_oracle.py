@@ -1,0 +1,102 @@
+"""Every order gives the tensor that the expression means, and so do its gradients and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convein
+import reference
+from strategies import Case, cases, orders, paths
+
+pytestmark = pytest.mark.filterwarnings("ignore::convein.ConveinWarning")
+
+KINDS = {
+    "einsum": cases(convolved=0, operands=(1, 4)),
+    "few": cases(operands=(1, 3)),
+    "four": cases(operands=(4, 4)),
+    "many": cases(operands=(5, 6), convolved=2),
+}
+SEARCHES = ("auto", "optimal", "greedy")
+COSTS = ("auto", "flops", "training", "memory")
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def laid_out(operands: list[torch.Tensor], layout: str) -> list[torch.Tensor]:
+    """The same values, in another order of memory."""
+    if layout == "reversed":
+        backwards = [tuple(reversed(range(x.dim()))) for x in operands]
+        return [x.permute(b).contiguous().permute(b) for x, b in zip(operands, backwards, strict=True)]
+    if layout == "strided":
+        return [torch.stack([x, x + 1], -1)[..., 0] for x in operands]
+    return operands
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_every_order_gives_the_oracles_tensor(kind: str, data: st.DataObject) -> None:
+    case = data.draw(KINDS[kind])
+    operands = laid_out(case.operands(), data.draw(st.sampled_from(["contiguous", "reversed", "strided"])))
+    expected = reference.conv_einsum(case.expression, *operands, **case.options)
+    count = len(operands)
+    chosen: list[Any] = [*orders(count)] if count <= 4 else [data.draw(paths(count)), *SEARCHES]
+    for optimize in [*chosen, "auto"]:
+        ours = convein.conv_einsum(case.expression, *operands, **case.options, optimize=optimize)
+        try:
+            assert_same(ours, expected)
+        except AssertionError as error:
+            raise AssertionError(f"{case!r} with optimize={optimize!r}") from error
+
+
+def gradients(
+    function: Callable[..., torch.Tensor], operands: list[torch.Tensor], wanted: list[int], twice: bool
+) -> list[torch.Tensor]:
+    """The value, its gradients for fixed weights of the output, and the gradients of a sum of those."""
+    leaves = [x.detach().requires_grad_(place in wanted) for place, x in enumerate(operands)]
+    value = function(*leaves)
+    inputs = [leaves[place] for place in wanted]
+    weights = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+    first = torch.autograd.grad(value, inputs, weights.requires_grad_(twice), create_graph=twice)
+    if not twice:
+        return [value, *first]
+    total = sum(
+        (gradient * torch.linspace(1, 3, max(gradient.numel(), 1))[: gradient.numel()].reshape(gradient.shape)).sum()
+        for gradient in first
+    )
+    second = torch.autograd.grad(total, [*inputs, weights], allow_unused=True, materialize_grads=True)
+    return [value, *first, *second]
+
+
+def assert_gradients(case: Case, data: st.DataObject, twice: bool) -> None:
+    count = len(case.shapes)
+    wanted = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1), label="operands with gradients"))
+    optimize = data.draw(st.sampled_from(SEARCHES) | paths(count), label="optimize")
+    cost = data.draw(st.sampled_from(COSTS), label="cost")
+    ours = gradients(
+        lambda *xs: convein.conv_einsum(case.expression, *xs, **case.options, optimize=optimize, cost=cost),
+        case.operands(), wanted, twice,
+    )  # fmt: skip
+    theirs = gradients(
+        lambda *xs: reference.conv_einsum(case.expression, *xs, **case.options), case.operands(), wanted, twice
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_gradients_are_the_oracles(kind: str, data: st.DataObject) -> None:
+    assert_gradients(data.draw(KINDS[kind]), data, twice=False)
+
+
+@given(data=st.data())
+def test_second_derivatives_are_the_oracles(data: st.DataObject) -> None:
+    assert_gradients(data.draw(cases(operands=(1, 4))), data, twice=True)
