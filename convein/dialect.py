@@ -20,11 +20,11 @@ _OWN_IMPORT = re.compile(r"^[ \t]*%import[ \t]+\.?conv_einsum\b[^\n>]*$", re.MUL
 class Dialect:
     """Rules added to the language from outside, with one handler a rule.
 
-    A handler takes the parts of its rule (`lark.Token` for a terminal, a piece for a rule; `convein.handlers.span` gives the
-    place of any of them) and returns a piece of the kind that the extended rule has, or a tuple of several: `Dimension` for
-    `dimension`, `Mode` for `part`, `Term` for `term`, `Convolved` for `listed`, `Option` for `option`. A Term that has a
-    `Constant` is an operand that nobody passes; returned for an `option`, without dimensions, it is a filter along the mode
-    that has the option.
+    A handler takes the parts of its rule (`lark.Token` for a terminal, a piece for a rule; `convein.syntax.span` gives
+    the place of any of them) and returns a piece of the kind that the extended rule has, or a tuple of several:
+    `Dimension` for `dimension`, `Mode` for `part`, `Term` for `term`, `Convolved` for `listed`, `Option` for `option`.
+    A Term that has a `Constant` is an operand that nobody passes; returned for an `option`, without dimensions, it is
+    a filter along the mode that has the option.
 
     Args:
         rules: Lark rules, read as if they stood at the end of `grammar/conv_einsum.lark`: `%extend` adds to one of its
@@ -57,11 +57,10 @@ class Dialect:
 
 
 def _build(rules: str, handlers: Mapping[str, Handler]) -> Lark:
+    import convein.grammar  # noqa: F401  # without it Lark reads a missing package as an empty grammar
     from lark import Lark
     from lark.exceptions import LarkError
     from lark.load_grammar import FromPackageLoader
-
-    import convein.grammar  # noqa: F401  # without it Lark reads a missing package as an empty grammar
 
     loader = FromPackageLoader("convein.grammar")
     path, core = loader(None, "conv_einsum.lark")

@@ -1,11 +1,12 @@
-"""The values of the language: an Equation and the pieces it is made of. `str()` of an Equation is its canonical text."""
+"""The values of the language: an Equation and its pieces. `str()` of an Equation is its canonical text."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 
 from convein.errors import Span
-from convein.options import ConvOptions
+from convein.options import ConvOptions, as_integer
 
 ELLIPSIS = "..."
 
@@ -105,10 +106,20 @@ class Equation:
     def _bar(self) -> str:
         parts = []
         for convolved in self.convolved:
-            of_mode = [term for term in self.inputs if self._in_bar(term) and term.dimensions[0].modes == (convolved.mode,)]
-            settings = [self._constant(term) for term in of_mode] + _settings(convolved)
+            filters = [term for term in self.inputs if self._in_bar(term) and str(term) == written(convolved.mode)]
+            settings = [self._constant(term) for term in filters] + _settings(convolved)
             parts.append(written(convolved.mode) + (f"[{', '.join(settings)}]" if settings else ""))
         return ("|" if parts else "") + (", " if any("[" in part for part in parts) else "").join(parts)
+
+
+def mode_name(label: object) -> str:
+    """The name of the mode that a label of the interleaved form, or a key of an option's dict, stands for."""
+    number = as_integer(label)
+    if number is not None and number >= 0:
+        return str(number)
+    if isinstance(label, str) and (label.isalnum() or label.isidentifier()):
+        return label
+    return "_".join(re.findall(r"\w+", repr(label))) or "_"
 
 
 def written(mode: str) -> str:
@@ -117,7 +128,7 @@ def written(mode: str) -> str:
 
 
 def _settings(convolved: Convolved) -> list[str]:
-    """The options to print: those that are not the default, and a stated `signal`, since stating it silences a warning."""
+    """The options to print: those that are not the default, and a stated `signal`, which silences a warning."""
     settings = []
     for option in fields(ConvOptions):
         value = getattr(convolved.options, option.name)

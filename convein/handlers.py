@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convein.equation import ELLIPSIS, Convolved, Dimension, Mode, Option, Term
+from convein.equation import Convolved, Dimension, Mode, Option, Term
 from convein.errors import ExpressionError, OptionError, Span
 from convein.options import OPTION_NAMES, ConvOptions, Legal, legal_value, unknown_option
 
@@ -108,17 +108,14 @@ def _listed(parts: Parts) -> Convolved | tuple[Convolved | Term, ...]:
         return Convolved(mode.name, _DEFAULTS, _NOTHING, mode.span)
     pieces = [piece for piece in flat(parts[2:-1]) if not isinstance(piece, str)]
     options = [piece for piece in pieces if isinstance(piece, Option)]
-    values: dict[str, Any] = {}
+    values: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     for option in options:
-        if not option.default:
-            if option.name in values:
-                raise OptionError(f"mode {mode.name} has {option.name} twice", spans=[option.span])
-            values[option.name] = _legal(option, mode)
-    for option in options:
-        if option.default:
-            values.setdefault(option.name, _legal(option, mode))
+        if option.name in values[option.default]:
+            raise OptionError(f"mode {mode.name} has {option.name} twice", spans=[option.span])
+        values[option.default][option.name] = _legal(option, mode)
+    stated = values[True] | values[False]
     filters = (_along(mode, piece) for piece in pieces if isinstance(piece, Term))
-    return (Convolved(mode.name, ConvOptions(**values), frozenset(values), mode.span), *filters)
+    return (Convolved(mode.name, ConvOptions(**stated), frozenset(stated), mode.span), *filters)
 
 
 def _legal(option: Option, mode: Mode) -> Legal:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from convein.equation import ELLIPSIS, Convolved, Equation, Term, written
+from convein.equation import ELLIPSIS, Convolved, Equation, Term, mode_name, written
 from convein.errors import OptionError, Span
 from convein.options import (
     OPTION_NAMES,
@@ -73,9 +73,8 @@ def _by_mode(equation: Equation, name: str, value: object) -> list[tuple[Convolv
 def _one(
     equation: Equation, name: str, pieces: Mapping[str, Convolved], key: object, value: object
 ) -> tuple[Convolved, Legal]:
-    number = as_integer(key)
-    mode = key if number is None else str(number)
-    if not isinstance(mode, str) or mode not in pieces:
+    mode = key if isinstance(key, str) else mode_name(key)
+    if mode not in pieces:
         raise _wrong_key(equation, name, key, value)
     piece = pieces[mode]
     legal = _legal(equation, name, value, f"mode {mode} cannot have", [piece.span])
@@ -98,16 +97,18 @@ def _legal(equation: Equation, name: str, value: object, subject: str, places: l
 
 
 def _as_dict(equation: Equation, name: str, value: tuple[object, ...] | list[object]) -> str:
-    """The dicts that a bare tuple may have meant: one value for each mode, as torch reads it, or a pair for each mode."""
+    """The dicts that a bare tuple may have meant: a value for each mode, as torch reads it, or a pair for each mode."""
     modes = [piece.mode for piece in equation.convolved]
-    meant = []
+    meant: list[list[str]] = []
     if len(value) == len(modes):
-        meant.append("{" + ", ".join(f"{_key(mode)}: {shown(each)}" for mode, each in zip(modes, value, strict=True)) + "}")
+        meant.append([shown(each) for each in value])
     if name == "padding" and len(value) == 2 and all(as_integer(side) is not None for side in value):
-        meant.append("{" + ", ".join(f"{_key(mode)}: ({value[0]}, {value[1]})" for mode in modes) + "}")
-    if not meant:
-        meant.append("{" + ", ".join(f"{_key(mode)}: ..." for mode in modes) + "}")
-    return "write " + " or ".join(f"{name}={text}" for text in meant)
+        meant.append([f"({value[0]}, {value[1]})"] * len(modes))
+    dicts = [
+        ", ".join(f"{_key(mode)}: {each}" for mode, each in zip(modes, values, strict=True))
+        for values in meant or [["..."] * len(modes)]
+    ]
+    return "write " + " or ".join(f"{name}={{{entries}}}" for entries in dicts)
 
 
 def _key(mode: str) -> str:

@@ -1,6 +1,6 @@
 """Where a text stops being an expression -> an ExpressionError that says what it probably meant.
 
-The parser gives the place and what would have been right there; `_GUESSES` are the mistakes that have a sentence of their own.
+The parser gives the place and what would have been right there; `_GUESSES` are mistakes with a sentence of their own.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ class Stop:
 
     @property
     def rest(self) -> str:
+        """The text from the stop on."""
         return self.text[self.place :]
 
     @property
     def before(self) -> str:
+        """The text up to the stop."""
         return self.text[: self.place]
 
     def opened(self, bracket: str, closing: str) -> int | None:
@@ -73,9 +75,11 @@ class Stop:
         return start if start > self.before.rfind(closing) else None
 
     def error(self, message: str, *spans: Span, hint: str | None = None) -> ExpressionError:
+        """The error, with a caret at the stop when no other place is named."""
         return ExpressionError(message, text=self.text, spans=spans or [self.span()], hint=hint)
 
     def span(self, length: int = 1) -> Span:
+        """The characters that begin at the stop."""
         return Span(self.place, min(self.place + length, max(len(self.text), self.place + 1)))
 
 
@@ -130,8 +134,8 @@ def _bar(stop: Stop) -> ExpressionError | None:
     if arrow:
         hint = f"write {short(f'{before}->{output.strip()}|{modes.strip()}')}"
         return stop.error("the bar stands after the output, not before the arrow", hint=hint)
-    meant = _likely_output(before, rest)
-    return stop.error("a bar needs an arrow and an output before it", hint=f"write {short(f'{before}->{meant}|{rest}')}")
+    hint = f"write {short(f'{before}->{_likely_output(before, rest)}|{rest}')}"
+    return stop.error("a bar needs an arrow and an output before it", hint=hint)
 
 
 def _empty_bar(stop: Stop) -> ExpressionError:
@@ -173,8 +177,8 @@ def _option(stop: Stop) -> ExpressionError | None:
     if stop.rest[:1] in tuple("\"'`‘’“”"):
         return stop.error("words stand without quotes in an expression", hint="for example h[padding=same]")
     if stop.rest[:1] == ":" or (stop.expected.keys() >= {"EQUAL"} and re.match(r"[\w(]", stop.rest)):
-        name = _last_word(before)
-        return stop.error(f'"=" stands between an option and its value, not {_character(stop)}', hint=f"write {name}=...")
+        hint = f"write {_last_word(before)}=..."
+        return stop.error(f'"=" stands between an option and its value, not {_character(stop)}', hint=hint)
     if before.endswith("=") and stop.rest[:1] in tuple("],"):
         return stop.error(f"the option {_last_word(before[:-1])} has no value")
     if stop.expected.keys() == {"WORD"} and re.match(r"[0-9(+-]", stop.rest):
@@ -191,7 +195,8 @@ def _last_word(text: str) -> str:
 def _unclosed(stop: Stop) -> ExpressionError | None:
     at_sign = not stop.rest.strip() or stop.rest[:1] == "|" or stop.rest.startswith("->")
     parenthesis, bracket = stop.opened("(", ")"), stop.opened("[", "]")
-    if parenthesis is not None and (at_sign or stop.rest[:1] in tuple("],") and stop.expected.keys() != {"NUMBER", "WORD"}):
+    in_value = stop.expected.keys() == {"NUMBER", "WORD"}
+    if parenthesis is not None and (at_sign or (stop.rest[:1] in tuple("],") and not in_value)):
         return stop.error('"(" is not closed', Span(parenthesis, parenthesis + 1), hint='close it with ")"')
     if bracket is not None and at_sign:
         return stop.error('"[" is not closed', Span(bracket, bracket + 1), hint='close it with "]"')
@@ -210,7 +215,7 @@ def _parentheses(stop: Stop) -> ExpressionError | None:
     whole, closing, _ = stop.text[start + 1 :].partition(")")
     names = " ".join(re.findall(r"\w+", whole[:200]))
     if stop.rest.startswith(")") and inside == "(":
-        hint = "an operand without dimensions is an empty place between commas; a dimension of size 1 has a mode as any other"
+        hint = "an operand without dimensions is an empty place between commas; a dimension of size 1 has a mode, too"
         return stop.error('"()" names no mode', Span(start, stop.place + 1), hint=hint)
     if stop.rest.startswith("..."):
         hint = 'write "..." outside the parentheses: it stands for whole dimensions'
@@ -223,10 +228,11 @@ def _parentheses(stop: Stop) -> ExpressionError | None:
         hint = "write |" + "".join(f"({name})" for name in names.split())
         return stop.error("modes are convolved one by one: a composed dimension cannot stand after the bar", hint=hint)
     if stop.rest.startswith("("):
-        hint = f"a product of products is one product: ({names})" if names else None
+        hint = f"a product of products is one product: ({names or 'a b'})"
         return stop.error("parentheses cannot stand inside parentheses", Span(start, start + 1), stop.span(), hint=hint)
     if stop.rest[0] in ",*;+-/":
-        return stop.error(f"{_character(stop)} cannot stand in parentheses", hint=f"names are separated by spaces: ({names})")
+        hint = f"names are separated by spaces: ({names or 'a b'})"
+        return stop.error(f"{_character(stop)} cannot stand in parentheses", hint=hint)
     return None
 
 
@@ -251,7 +257,7 @@ def _digits(stop: Stop) -> ExpressionError | None:
     stem = None if stop.rest[0] == "_" else re.match(r"[^\W\d_]?[0-9_]+", word)
     name = stem[0] if stem else word
     if name[0].isdecimal():
-        hint = f"a dimension of size {name} has a mode as any other, and a name with digits stands in parentheses: (s{name})"
+        hint = f"a dimension of size {name} has a mode, too; a name with digits stands in parentheses: (s{name})"
         return stop.error(f"{short(name)} is not a mode", stop.span(len(name)), hint=hint)
     hint = f"one letter is one mode; a longer name stands in parentheses: ({name})"
     return stop.error(f"{short(name)} is not a mode", Span(start, start + len(name)), hint=hint)
@@ -261,7 +267,8 @@ def _dots(stop: Stop) -> ExpressionError | None:
     dots = re.match(r"\.+", stop.rest)
     if dots is None or dots[0].startswith("..."):
         return None
-    return stop.error(f'"{dots[0]}" is not an ellipsis', stop.span(len(dots[0])), hint='batch dimensions are "...", three dots')
+    hint = 'batch dimensions are "...", three dots'
+    return stop.error(f'"{dots[0]}" is not an ellipsis', stop.span(len(dots[0])), hint=hint)
 
 
 def _arrow(stop: Stop) -> ExpressionError | None:

@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
-from typing import Final, Literal
+from typing import Final
 
 from convein.errors import OptionError
 
@@ -198,7 +198,7 @@ def check_together(options: ConvOptions, owner: str) -> None:
 def unknown_option(name: object, value: object) -> OptionError:
     """The error for an option that does not exist."""
     if not isinstance(name, str):
-        return OptionError(f"an option has a name, not {shown(name)}", hint=f"the options are {', '.join(OPTION_NAMES)}")
+        return OptionError(f"the name of an option is a string, not {shown(name)}")
     close = get_close_matches(name.lower(), OPTION_NAMES, 1)
     hint = _OTHER_NAMES.get(name) or (f"did you mean {close[0]}?" if close else None)
     setting = shown(name)[1:-1] + ("" if value is True else f"={shown(value)}")

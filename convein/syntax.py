@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convein.dialect import Dialect
-from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation, Term, written
+from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation, Mode, Option, Term, written
 from convein.errors import ConveinError, ExpressionError, Span
+from convein.handlers import span
 from convein.keywords import merge_options, places
 from convein.mistakes import as_names, explain, short
 from convein.options import ConvOptions, shown
@@ -25,9 +26,12 @@ __all__ = [
     "Dialect",
     "Dimension",
     "Equation",
+    "Mode",
+    "Option",
     "Term",
     "merge_options",
     "parse",
+    "span",
     "written",
 ]
 
@@ -50,22 +54,23 @@ def parse(text: str, dialect: Dialect | None = None) -> Equation:
     parser = (dialect or _CORE).parser
     from lark.exceptions import UnexpectedInput
 
+    statement: Any
     try:
-        inputs, output, bar = parser.parse(text)  # type: ignore[misc]
+        statement = parser.parse(text)
     except UnexpectedInput as failure:
         raise _explained(text, failure, parser) from None
     except ConveinError as error:
         raise error.at(text) from None
-    return _equation(text, inputs, output, bar)
+    return _equation(text, *statement)
 
 
 def _explained(text: str, failure: UnexpectedInput, parser: Lark) -> ExpressionError:
     """The parser's failure in our words: its place, and the terminals that could have stood there."""
     token = getattr(failure, "token", None)
-    ended = token is not None and token.type == "$END"
-    place = len(text) if ended else failure.pos_in_stream
+    place = len(text) if token is not None and token.type == "$END" else failure.pos_in_stream or 0
     expected = {}
-    for name in failure.interactive_parser.accepts():
+    state: Any = failure.interactive_parser
+    for name in state.accepts():
         pattern = None if name == "$END" else parser.get_terminal(name).pattern
         expected[name] = f'"{pattern.value}"' if pattern is not None and pattern.type == "str" else name.lower()
     return explain(text, place, expected)
@@ -94,7 +99,10 @@ def _check_ellipses(equation: Equation, carried: Collection[str]) -> None:
             raise ExpressionError('"..." stands twice in one term', text=equation.text, spans=spans)
     if ELLIPSIS not in carried and (spans := places([equation.output], ELLIPSIS)):
         raise ExpressionError(
-            'the output has "...", but no input has', text=equation.text, spans=spans, hint='write "..." in an input, too'
+            'the output has "...", but no input has',
+            text=equation.text,
+            spans=spans,
+            hint='write "..." in the inputs that have batch dimensions, too',
         )
 
 
@@ -125,7 +133,9 @@ def _check_convolved(equation: Equation, carried: Collection[str]) -> None:
     for piece in equation.convolved:
         if piece.mode in seen:
             raise ExpressionError(
-                f"mode {piece.mode} stands twice after the bar", text=equation.text, spans=[seen[piece.mode], piece.span]
+                f"mode {piece.mode} stands twice after the bar",
+                text=equation.text,
+                spans=[seen[piece.mode], piece.span],
             )
         if piece.mode not in carried:
             known = ", ".join(written(name) for name in carried if name != ELLIPSIS)
@@ -140,8 +150,13 @@ def _check_convolved(equation: Equation, carried: Collection[str]) -> None:
 
 def _implicit(terms: Iterable[Term], end: int) -> Term:
     """The output when no arrow is written: the modes that are seen once, sorted, after `...`."""
-    places = [place for term in terms for dimension in term.dimensions for place in zip(dimension.modes, dimension.spans)]
-    counts = Counter(mode for mode, _ in places)
-    once = sorted((mode, place) for mode, place in places if counts[mode] == 1 and mode != ELLIPSIS)
-    rest = [(ELLIPSIS, place) for mode, place in places if mode == ELLIPSIS][:1]
+    written_modes = [
+        (mode, place)
+        for term in terms
+        for dimension in term.dimensions
+        for mode, place in zip(dimension.modes, dimension.spans, strict=True)
+    ]
+    counts = Counter(mode for mode, _ in written_modes)
+    once = sorted((mode, place) for mode, place in written_modes if counts[mode] == 1 and mode != ELLIPSIS)
+    rest = [(ELLIPSIS, place) for mode, place in written_modes if mode == ELLIPSIS][:1]
     return Term(tuple(Dimension((mode,), place, (place,)) for mode, place in rest + once), Span(end, end))
