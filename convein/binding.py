@@ -15,36 +15,40 @@ from convein.resolve import resolve_convolution
 from convein.syntax import ELLIPSIS, Dimension, Equation, Term
 
 Shape = tuple[int, ...]
+OpenShape = tuple[int | None, ...]
 # A size that is one per network, or one per operand for convolved modes (a signal and its filters differ).
 Key = str | tuple[str, int]
 
 
 def bind(
     equation: Equation,
-    shapes: Sequence[Shape],
+    shapes: Sequence[OpenShape],
     sizes: Mapping[str, int] | None = None,
     symbolic: frozenset[tuple[int, int]] = frozenset(),
+    free_hint: int = 1,
 ) -> Network:
     """Binds an equation, its options already merged, to the operands' shapes.
 
     Args:
         equation: the parsed expression.
-        shapes: one shape for each operand that is passed.
+        shapes: one shape for each operand that is passed; None is a free size.
         sizes: sizes of modes that the shapes leave open (for a convolved mode, the signal's).
         symbolic: `(operand, axis)` pairs whose size in `shapes` is only a hint. Axes with a convolved mode are fixed.
+        free_hint: what to plan with for a mode that only free sizes have and `sizes` does not name.
 
     Raises:
         ShapeError: a rank or a size does not fit, or a size cannot be inferred.
         OptionError: an option does not fit these sizes.
     """
-    shapes = _with_constants(equation, shapes)
-    depth = _ellipsis_depth(equation, shapes)
-    axes = tuple(_expand(term, len(shape)) for term, shape in zip(equation.inputs, shapes, strict=True))
-    solver = _Solver(equation, axes, shapes, frozenset(convolved.mode for convolved in equation.convolved))
-    solver.solve(_checked_sizes(equation, axes, sizes))
+    open_shapes = _with_constants(equation, shapes)
+    symbolic |= {(j, a) for j, shape in enumerate(open_shapes) for a, size in enumerate(shape) if size is None}
+    depth = _ellipsis_depth(equation, open_shapes)
+    axes = tuple(_expand(term, len(shape)) for term, shape in zip(equation.inputs, open_shapes, strict=True))
+    solver = _Solver(equation, axes, open_shapes, frozenset(convolved.mode for convolved in equation.convolved))
+    solver.solve(_checked_sizes(equation, axes, sizes), free_hint)
     operands = tuple(
-        Operand(axis_modes, shape, solver.kept_modes(position), term.constant)
-        for position, (term, axis_modes, shape) in enumerate(zip(equation.inputs, axes, shapes, strict=True))
+        Operand(axis_modes, solver.shape(position), solver.kept_modes(position), term.constant)
+        for position, (term, axis_modes) in enumerate(zip(equation.inputs, axes, strict=True))
     )
     convolutions = {}
     for convolved in equation.convolved:
@@ -65,19 +69,19 @@ def bind(
 
 @dataclass(slots=True)
 class _Fact:
-    """One dimension of one operand: the product of these keys is `size`."""
+    """One dimension of one operand: the product of these keys is `size`, where that is known."""
 
     operand: int
     axis: int
     keys: tuple[Key, ...]
-    size: int
+    size: int | None
 
 
 class _Solver:
     """Finds the size of every mode from the dimensions it appears in."""
 
     def __init__(
-        self, equation: Equation, axes: tuple[tuple[tuple[str, ...], ...], ...], shapes: Sequence[Shape], convolved: frozenset[str]
+        self, equation: Equation, axes: tuple[tuple[tuple[str, ...], ...], ...], shapes: Sequence[OpenShape], convolved: frozenset[str]
     ) -> None:
         self.equation = equation
         self.axes = axes
@@ -92,11 +96,12 @@ class _Solver:
         composed = {key for fact in self.facts if len(fact.keys) != 1 for key in fact.keys}
         self.rigid = composed | set(_output_composed(equation))
 
-    def solve(self, sizes: Mapping[str, int]) -> None:
+    def solve(self, sizes: Mapping[str, int], free_hint: int) -> None:
         for mode, size in sizes.items():
             if mode not in self.convolved:
                 self.known[mode] = size
         self._single()
+        self._free(free_hint)
         for mode in self.convolved & set(sizes):
             self._signal_size(mode, sizes[mode])
         pending = [fact for fact in self.facts if len(fact.keys) > 1]
@@ -113,9 +118,14 @@ class _Solver:
             if fact.operand == operand:
                 for key in fact.keys:
                     mode = key if isinstance(key, str) else key[0]
-                    if len(fact.keys) > 1 or fact.size == self.known[key]:
+                    if len(fact.keys) > 1 or fact.size in (None, self.known[key]):
                         kept[mode] = None
         return tuple(kept)
+
+    def shape(self, operand: int) -> Shape:
+        """The sizes of an operand's dimensions, free ones as they are planned."""
+        facts = [fact for fact in self.facts if fact.operand == operand]
+        return tuple(prod(self.known[key] for key in f.keys) if f.size is None else f.size for f in facts)
 
     def symbolic_sizes(self, symbolic: frozenset[tuple[int, int]]) -> tuple[SymbolicSize, ...]:
         found = []
@@ -132,10 +142,28 @@ class _Solver:
         }
         return tuple(size for size in found if size.mode not in fixed)
 
+    def _free(self, hint: int) -> None:
+        """Free dimensions of one mode: another operand knows the size, or it is read at run time."""
+        for fact in self.facts:
+            if fact.size is not None:
+                continue
+            for key in fact.keys:
+                if not isinstance(key, str):
+                    raise ShapeError(
+                        f"the size of mode {key[0]} is free in operand {fact.operand}, and it is convolved",
+                        text=self.equation.text,
+                        spans=_places(self.equation, fact.operand, key[0]),
+                        hint="only modes that are not convolved can have None as their size",
+                    )
+            unknown = {key for key in fact.keys if key not in self.source}
+            if len(fact.keys) == 1 and unknown:
+                self.known.setdefault(fact.keys[0], hint)
+                self.source[fact.keys[0]] = (fact.operand, fact.axis)
+
     def _single(self) -> None:
         """Dimensions of one mode; a size of 1 broadcasts against any other."""
         for fact in self.facts:
-            if len(fact.keys) != 1:
+            if len(fact.keys) != 1 or fact.size is None:
                 continue
             key = fact.keys[0]
             before = self.known.get(key)
@@ -150,7 +178,7 @@ class _Solver:
         """A mode twice in one operand is its diagonal: there a 1 does not broadcast."""
         seen: dict[tuple[int, Key], int] = {}
         for fact in self.facts:
-            if len(fact.keys) == 1:
+            if len(fact.keys) == 1 and fact.size is not None:
                 first = seen.setdefault((fact.operand, fact.keys[0]), fact.size)
                 if first != fact.size:
                     mode = _name(fact.keys[0])
@@ -187,6 +215,10 @@ class _Solver:
         unknown = {key for key in fact.keys if key not in self.known}
         if len(unknown) > 1:
             return False
+        if fact.size is None:
+            if unknown:
+                self._underdetermined(fact)
+            return True
         rest = prod(self.known[key] for key in fact.keys if key in self.known)
         if not unknown:
             if rest != fact.size:
@@ -252,7 +284,7 @@ class _Solver:
         )
 
 
-def _with_constants(equation: Equation, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[OpenShape, ...]:
     """The shapes of all operands, those that the language supplies included; checks number and rank."""
     passed = [term for term in equation.inputs if term.constant is None]
     if len(passed) != len(shapes):
@@ -280,7 +312,7 @@ def _with_constants(equation: Equation, shapes: Sequence[Shape]) -> tuple[Shape,
     return full
 
 
-def _ellipsis_depth(equation: Equation, shapes: Sequence[Shape]) -> int:
+def _ellipsis_depth(equation: Equation, shapes: Sequence[OpenShape]) -> int:
     depths = [
         len(shape) - len(term.dimensions) + 1
         for term, shape in zip(equation.inputs, shapes, strict=True)

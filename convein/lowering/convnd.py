@@ -185,6 +185,9 @@ def _trim(writer: Writer, y: Value, lines: list[_Line], by_mode: dict[str, Corre
     sizes = dict(y.sizes)
     text, pads = y.name, []
     for place, (axis, line) in enumerate(zip(roles.spatial, lines, strict=True)):
+        if axis[0] not in by_mode:
+            pads.append((0, 0))
+            continue
         before, behind = line.after
         start = max(0, -before)
         length = line.natural - start - max(0, -behind)
@@ -194,8 +197,7 @@ def _trim(writer: Writer, y: Value, lines: list[_Line], by_mode: dict[str, Corre
         if length != line.natural:
             text += f".narrow({place + 2}, {start}, {length})"
         pads.append((max(0, before), max(0, behind)))
-        if axis[0] in by_mode:
-            sizes[axis[0]] = by_mode[axis[0]].size
+        sizes[axis[0]] = by_mode[axis[0]].size
     if any(pad != (0, 0) for pad in pads):
         text = f"F.pad({text}, {_pad_text(pads)})"
     return y if text == y.name else writer.emit(text, [y], y.axes, sizes)

@@ -1,0 +1,31 @@
+"""Program + tensors -> tensor: the program's text becomes a function once, and is called."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import torch
+
+from convein.lowering import Program
+
+_numbers = count(1)
+
+
+def load(program: Program) -> Callable[..., Any]:
+    """The program's function. Its lines show up in tracebacks and debuggers."""
+    filename = f"<convein program {next(_numbers)}>"
+    source = program.source
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {}
+    exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - the text is this package's own
+    function: Callable[..., Any] = namespace["program"]
+    return function
+
+
+def run(program: Program, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Runs a program once."""
+    result: torch.Tensor = load(program)(*operands)
+    return result

@@ -1,0 +1,106 @@
+"""Expression: one expression compiled for given sizes, to be called many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from convein.errors import OperandError, ShapeError
+from convein.lowering import Program
+from convein.network import Network
+from convein.operands import check_operands, from_numpy
+from convein.planner import Plan, path_info
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expression:
+    """A compiled expression: call it with the operands that are not constants.
+
+    `print` shows every stage. Attributes `network`, `plan`, `program` and `source` are the stages themselves.
+
+    Attributes:
+        program: the whole program, constants included as parameters.
+        positions: the operands that a call takes.
+        shapes: their shapes; None where a size is free.
+        dtype, device: what it was compiled for.
+    """
+
+    program: Program
+    positions: tuple[int, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    dtype: torch.dtype
+    device: torch.device
+    _function: Callable[..., Any] = field(repr=False)
+    _folded: tuple[torch.Tensor, ...] = field(repr=False)
+    _fixed: tuple[tuple[int, ...], ...] | None = field(repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        """The order of the steps and what they cost."""
+        return self.program.plan
+
+    @property
+    def network(self) -> Network:
+        """The operands and modes with their sizes."""
+        return self.plan.network
+
+    @property
+    def source(self) -> str:
+        """The program as Python text; it runs by itself."""
+        return self.program.source
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of partial results that the plan expects to be kept for the backward pass, operands excluded."""
+        return int(self.plan.saved_bytes(self.dtype.itemsize))
+
+    def explain(self) -> str:
+        """Every stage, from the text to the program."""
+        info = path_info(self.plan)
+        return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), self.source])
+
+    def __call__(self, *operands: Any) -> Any:
+        """The value for these operands.
+
+        Raises:
+            ShapeError: their number, or a size that is not free, differs from what was compiled.
+            OperandError: something is not a tensor, or mixes dtypes or devices.
+        """
+        try:
+            if tuple([x.shape for x in operands]) != self._fixed or not all([x.dtype is self.dtype for x in operands]):
+                return self._checked_call(operands)
+        except AttributeError:
+            return self._checked_call(operands)
+        return self._function(*operands, *self._folded)
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def _checked_call(self, operands: Sequence[Any]) -> Any:
+        arrays = from_numpy(operands)
+        if arrays is not None:
+            return self(*arrays).numpy(force=True)
+        equation = self.network.equation
+        if len(operands) != len(self.positions):
+            raise ShapeError(
+                f"this expression takes {len(self.positions)} operands, and {len(operands)} were passed", text=equation.text
+            )
+        check_operands(operands, equation)
+        for position, operand, shape in zip(self.positions, operands, self.shapes, strict=True):
+            wrong = len(shape) != operand.dim()
+            if wrong or any(size is not None and size != given for size, given in zip(shape, operand.shape, strict=True)):
+                wanted = ", ".join("free" if size is None else str(size) for size in shape)
+                raise ShapeError(
+                    f"operand {position} has shape {tuple(operand.shape)}, and the expression was compiled for ({wanted})",
+                    text=equation.text,
+                    spans=[equation.inputs[position].span],
+                    hint="None instead of a size leaves it free; other sizes need their own compile",
+                )
+        for folded in self._folded[:1]:
+            first = operands[0] if operands else folded
+            if folded.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+                raise OperandError(f"the constants have dtype {folded.dtype}, and the operands {first.dtype}", text=equation.text)
+        return self._function(*operands, *self._folded)

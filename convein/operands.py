@@ -1,0 +1,84 @@
+"""What may be passed as an operand: tensors of one dtype on one device, or numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from convein.equation import Equation
+from convein.errors import OperandError
+
+
+def check_operands(operands: Sequence[Any], equation: Equation) -> None:
+    """Raises an OperandError unless all operands are tensors that torch would multiply with each other."""
+    if not operands:
+        return
+    for position, operand in enumerate(operands):
+        if not isinstance(operand, torch.Tensor):
+            raise OperandError(
+                f"operand {position} is a {type(operand).__name__}, not a tensor",
+                text=equation.text,
+                spans=_places(equation, position),
+                hint=_hint(operand, operands),
+            )
+    _check_equal(operands, equation, "device")
+    if len({operand.dtype for operand in operands}) > 1 and not _autocast(operands):
+        _check_equal(operands, equation, "dtype")
+
+
+def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
+    """The operands as tensors if all of them are numpy arrays, else None."""
+    if not operands or not all(isinstance(operand, np.ndarray | np.generic) for operand in operands):
+        return None
+    tensors = []
+    for position, operand in enumerate(operands):
+        try:
+            tensors.append(torch.from_numpy(np.array(operand, copy=_needs_copy(operand))))
+        except TypeError as error:
+            raise OperandError(
+                f"operand {position} is an array of dtype {operand.dtype}, which torch does not have"
+            ) from error
+    return tuple(tensors)
+
+
+def _needs_copy(array: Any) -> bool | None:
+    """torch takes neither negative strides nor read-only memory without a warning."""
+    if isinstance(array, np.generic) or not array.flags.writeable or any(step < 0 for step in array.strides):
+        return True
+    return None
+
+
+def _check_equal(operands: Sequence[torch.Tensor], equation: Equation, what: str) -> None:
+    first = getattr(operands[0], what)
+    for position, operand in enumerate(operands):
+        other = getattr(operand, what)
+        if other != first:
+            convert = f".to({str(first)!r})" if what == "device" else f".to({first})"
+            raise OperandError(
+                f"operand 0 has {what} {first} and operand {position} has {what} {other}",
+                text=equation.text,
+                spans=[*_places(equation, 0), *_places(equation, position)],
+                hint=f"convert one of them, for example operand {position} with {convert}"
+                + (", or call under torch.autocast" if what == "dtype" else ""),
+            )
+
+
+def _autocast(operands: Sequence[torch.Tensor]) -> bool:
+    return all(o.is_floating_point() for o in operands) and torch.is_autocast_enabled(operands[0].device.type)
+
+
+def _hint(operand: object, operands: Sequence[object]) -> str:
+    if isinstance(operand, np.ndarray | np.generic):
+        return "operands are all numpy arrays or all tensors: torch.from_numpy makes a tensor of an array"
+    if isinstance(operand, int | float | complex | list | tuple):
+        others = [other for other in operands if isinstance(other, np.ndarray)]
+        return f"write {'numpy.asarray' if others else 'torch.tensor'}(...)"
+    return "operands are torch tensors, or all of them numpy arrays"
+
+
+def _places(equation: Equation, position: int) -> list[Any]:
+    passed = [term for term in equation.inputs if term.constant is None]
+    return [passed[position].span] if position < len(passed) else []

@@ -1,0 +1,318 @@
+"""The whole road on one page, and what a user calls: `conv_einsum`, `contract_path`, `compile`.
+
+    text --parse--> Equation --bind--> Network --plan--> Plan --lower--> Program --run--> tensor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from convein import cache
+from convein.binding import bind
+from convein.errors import OperandError
+from convein.execution import load
+from convein.expression import Expression
+from convein.interleaved import interleaved
+from convein.lowering import Program, Target, lower
+from convein.lowering.fold import fold
+from convein.network import Network
+from convein.operands import check_operands, from_numpy
+from convein.options import OPTION_NAMES, UNSET, shown
+from convein.planner import PathInfo, path_info, plan
+from convein.request import PLANNING, Request, check_position, check_shape, freeze, grad_mask, make_request
+from convein.syntax import Dialect
+from convein.tracing import DEFAULT_HINT, opaque, plan_shapes, register
+
+_DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTION_NAMES, UNSET), **PLANNING}
+_NO_CHOICES = (UNSET,) * len(OPTION_NAMES)
+_ABSENT = object()
+
+
+def conv_einsum(
+    expression: Any,
+    *operands: Any,
+    sizes: Mapping[Any, int] | None = None,
+    convolved: Sequence[Any] | None = None,
+    stride: Any = UNSET,
+    dilation: Any = UNSET,
+    padding: Any = UNSET,
+    flip: Any = UNSET,
+    signal: Any = UNSET,
+    padding_mode: Any = UNSET,
+    transposed: Any = UNSET,
+    output_padding: Any = UNSET,
+    optimize: Optimize = "auto",
+    cost: Any = "auto",
+    memory_limit: Any = None,
+    checkpoint: Any = False,
+    backend: str = "auto",
+    dialect: Dialect | None = None,
+    **unknown: Any,
+) -> Any:
+    """The tensor that an expression means, evaluated in the cheapest order.
+
+    Every option of a convolution is one value for all convolved modes, or a dict by mode; it may stand in the text too
+    (`|h[stride=2], w`).
+
+    Args:
+        expression: `"inputs -> output | convolved modes"`, or the first operand of the interleaved form
+            `conv_einsum(x, [0, 1], y, [1, 2], [0, 2], convolved=[1])`.
+        operands: one torch tensor for each input; all numpy arrays gives a numpy array.
+        sizes: sizes of modes that the shapes leave open, by name (for a convolved mode the signal's).
+        convolved: the convolved modes of the interleaved form.
+        stride, dilation, padding, flip, signal, padding_mode, transposed, output_padding: how modes are convolved.
+        optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
+            cotengra, or an explicit path.
+        cost: what the search minimises: "auto", "flops", "training", "memory", or a callable.
+        memory_limit: None; a limit is refused by this version.
+        checkpoint: True keeps only the operands for the backward pass and computes the rest again.
+        backend: "auto" or "torch".
+        dialect: rules added to the language.
+
+    Raises:
+        ConveinError: whatever does not fit, with the place in the expression.
+    """
+    choices = (stride, dilation, padding, flip, signal, padding_mode, transposed, output_padding)
+    planning = (sizes, convolved, optimize, cost, memory_limit, checkpoint, backend, dialect)
+    if torch.compiler.is_dynamo_compiling():
+        register()
+        return _evaluate(expression, *operands, **_given(choices, planning, unknown))
+    try:
+        key = (
+            expression,
+            choices if choices == _NO_CHOICES else freeze(choices),
+            planning,
+            torch.is_grad_enabled(),
+            *[(x.shape, x.dtype, x.device, x.requires_grad) for x in operands],
+        )
+        found = cache.lookup(key)
+        if found is not None and not unknown:
+            return found(*operands)
+    except (TypeError, AttributeError):  # something unhashable, or not a tensor: the long way tells which
+        key = None
+    return _evaluate_keyed(key, expression, operands, _given(choices, planning, unknown))
+
+
+def contract_path(
+    expression: Any, *operands: Any, grad: bool | Sequence[int] | None = None, shapes: bool | None = None, **options: Any
+) -> tuple[list[tuple[int, ...]], PathInfo]:
+    """The order in which `conv_einsum` would evaluate an expression, and what it costs; nothing is computed.
+
+    Args:
+        expression: as for `conv_einsum`.
+        operands: tensors, or shapes such as `(4, 7, 9)`.
+        grad: which operands need gradients: True, False or positions; None asks the tensors.
+        shapes: accepted as opt_einsum does; shapes are recognised without it.
+        **options: those of `conv_einsum`.
+
+    Returns:
+        opt_einsum's path (pairs of positions in the shrinking list of operands), and a PathInfo; `print` it.
+    """
+    request, operands = _request(expression, operands, options)
+    network = _bind_shapes(request, operands, shapes)
+    planned = plan(network, optimize=request.optimize, cost=request.cost, needs_grad=_needs_grad(operands, grad, network))
+    return list(planned.path), path_info(planned)
+
+
+def compile(  # noqa: A001 - the name users of torch.compile and re.compile expect
+    expression: Any,
+    *operands: Any,
+    constants: Mapping[int, torch.Tensor] | Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    grad: bool | Sequence[int] | None = None,
+    **options: Any,
+) -> Expression:
+    """Plans an expression once, for calls with many operands of the same shapes.
+
+    Args:
+        expression: as for `conv_einsum`.
+        operands: a shape or a tensor for each input; None in a shape is a free size. A constant's tensor stands here, or
+            in `constants`.
+        constants: `{position: tensor}`, or the positions of operands passed as tensors: what depends on them alone is
+            computed now, once, and no gradient goes to them.
+        dtype, device: of the operands to come; by default those of the tensors given, else torch's default.
+        grad: which operands will need gradients: True, False or positions; None asks the tensors.
+        **options: those of `conv_einsum`.
+
+    Raises:
+        ConveinError: whatever does not fit, with the place in the expression.
+    """
+    request, operands = _request(expression, operands, options)
+    operands, fixed = _with_constants(operands, constants)
+    network = _bind_shapes(request, operands)
+    tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
+    check_operands(tensors, request.equation)
+    dtype = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
+    where = torch.device(device) if device else tensors[0].device if tensors else torch.get_default_device()
+    needs_grad = _needs_grad(operands, grad, network) & ~sum(1 << position for position in fixed)
+    program = _program(request, network, Target(dtype, where.type, dict(network.sizes)), needs_grad, frozenset(fixed))
+    before, after = fold(program, frozenset(f"x{position}" for position in fixed))
+    with torch.no_grad():
+        folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
+    passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
+    free = {(size.operand, size.axis) for size in network.symbolic} | {
+        (j, axis) for j, operand in enumerate(operands) if isinstance(operand, tuple) for axis, n in enumerate(operand) if n is None
+    }
+    shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
+    return Expression(
+        program=program,
+        positions=tuple(j for j, _ in passed),
+        shapes=shapes,
+        dtype=dtype,
+        device=where,
+        _function=_callable(after, request),
+        _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
+        _fixed=None if any(None in shape for shape in shapes) else shapes,
+    )
+
+
+@opaque
+def _evaluate(expression: Any, *operands: Any, **given: Any) -> Any:
+    """A call that graphs take as it is."""
+    return _evaluate_keyed(None, expression, operands, given)
+
+
+def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """A call that the cache did not answer under `key` (None where no key could be made)."""
+    request = None
+    if not isinstance(expression, str):
+        request, operands = make_request(expression, operands, given)
+        given = {name: value for name, value in given.items() if name != "convolved"}
+        return conv_einsum(request.equation.text, *operands, **given)
+    arrays = from_numpy(operands)
+    if arrays is not None:
+        return conv_einsum(expression, *arrays, **given).numpy(force=True)
+    is_symbolic = any(isinstance(size, torch.SymInt) for x in operands if isinstance(x, torch.Tensor) for size in x.shape)
+    if key is None and not is_symbolic and all(isinstance(x, torch.Tensor) for x in operands):
+        metas = [(x.shape, x.dtype, x.device, x.requires_grad) for x in operands]
+        key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
+        found = cache.lookup(key)
+        if found is not None:
+            return found(*operands)
+    request, operands = make_request(expression, operands, given)
+    check_operands(operands, request.equation)
+    function = _prepare(request, operands)
+    if not is_symbolic:
+        cache.store(key, function)
+    return function(*operands)
+
+
+def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[..., Any]:
+    """The whole road, from checked operands to a function of them."""
+    shapes, symbolic = plan_shapes(operands)
+    network = bind(request.equation, shapes, dict(request.sizes), symbolic)
+    for position, axis in symbolic:
+        if any(mode in network.convolutions for mode in network.operands[position].axes[axis]):
+            int(operands[position].shape[axis])  # a convolved size is part of the program: this guards on it
+    mixed = any(operand.dtype != operands[0].dtype for operand in operands)
+    dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
+    _check_constants(request, dtype)
+    needs_grad = _needs_grad(operands, None, network) if torch.is_grad_enabled() else 0
+    target = Target(dtype, operands[0].device.type, dict(network.sizes))
+    function = _callable(_program(request, network, target, needs_grad), request)
+    return _rechecked(function, request) if mixed else function
+
+
+def _program(
+    request: Request, network: Network, target: Target, needs_grad: int, constants: frozenset[int] = frozenset()
+) -> Program:
+    known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
+    planned = plan(
+        network,
+        optimize=request.optimize,
+        cost=request.cost,
+        needs_grad=needs_grad,
+        constants=sum(1 << position for position in known),
+    )
+    return lower(planned, target)
+
+
+def _callable(program: Program, request: Request) -> Callable[..., Any]:
+    function = load(program)
+    if not request.checkpoint:
+        return function
+
+    def checkpointed(*operands: torch.Tensor) -> Any:
+        return torch_checkpoint(function, *operands, use_reentrant=False)
+
+    return checkpointed
+
+
+def _rechecked(function: Callable[..., Any], request: Request) -> Callable[..., Any]:
+    """Operands of several dtypes are legal under autocast only, which is not part of a cache key."""
+
+    def checked(*operands: torch.Tensor) -> Any:
+        check_operands(operands, request.equation)
+        return function(*operands)
+
+    return checked
+
+
+def _request(expression: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> tuple[Request, tuple[Any, ...]]:
+    """A checked request; operands that are no tensors become shapes."""
+    request, operands = make_request(expression, operands, options)
+    as_tensors = from_numpy(operands)
+    if as_tensors is not None:
+        return request, as_tensors
+    listed = [o if isinstance(o, torch.Tensor) or o is None else check_shape(o, j) for j, o in enumerate(operands)]
+    return request, tuple(listed)
+
+
+def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None = None) -> Network:
+    if shapes and any(isinstance(operand, torch.Tensor) for operand in operands):
+        raise OperandError("shapes=True was given with tensors", hint="leave shapes= out: shapes are recognised without it")
+    known = [tuple(operand.shape) if isinstance(operand, torch.Tensor) else operand for operand in operands]
+    return bind(request.equation, known, dict(request.sizes), free_hint=DEFAULT_HINT)
+
+
+def _with_constants(
+    operands: tuple[Any, ...], constants: Mapping[int, torch.Tensor] | Sequence[int] | None
+) -> tuple[tuple[Any, ...], dict[int, torch.Tensor]]:
+    """All operands in place, and those that are constant."""
+    if constants is None:
+        return operands, {}
+    if isinstance(constants, Mapping):
+        total = len(operands) + len(constants)
+        fixed = {check_position(position, total, "constants"): tensor for position, tensor in constants.items()}
+        rest = iter(operands)
+        operands = tuple(fixed[position] if position in fixed else next(rest) for position in range(total))
+    else:
+        places = [check_position(position, len(operands), "constants") for position in constants]
+        fixed = {position: operands[position] for position in places}
+    for position, tensor in fixed.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise OperandError(
+                f"operand {position} is a constant, and {shown(tensor)} is not a tensor",
+                hint="constants={position: tensor}, or constants=[position] with a tensor passed at that position",
+            )
+    return operands, fixed
+
+
+def _needs_grad(operands: Sequence[Any], grad: bool | Sequence[int] | None, network: Network) -> int:
+    if grad is not None:
+        passed = sum(operand.constant is None for operand in network.operands)
+        return grad_mask(grad, passed)
+    return sum(1 << j for j, o in enumerate(operands) if isinstance(o, torch.Tensor) and o.requires_grad)
+
+
+def _check_constants(request: Request, dtype: torch.dtype) -> None:
+    """Operands that the language supplies must be exact in the operands' dtype."""
+    for term in request.equation.inputs:
+        if term.constant is not None and not term.constant.value.is_integer() and not (dtype.is_floating_point or dtype.is_complex):
+            raise OperandError(
+                f"this expression multiplies by {term.constant.value:.6g}, which operands of dtype {dtype} cannot hold",
+                text=request.equation.text,
+                spans=[term.span],
+                hint="convert them to a floating point dtype",
+            )
+
+
+def _given(choices: tuple[Any, ...], planning: tuple[Any, ...], unknown: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that differ from their defaults."""
+    options = {**dict(zip(OPTION_NAMES, choices, strict=True)), **dict(zip(PLANNING, planning, strict=True)), **unknown}
+    return {name: value for name, value in options.items() if value is not _DEFAULTS.get(name, _ABSENT)}

@@ -1,0 +1,164 @@
+"""What a call asks for: the equation with its options, and how to plan it, all names and values checked."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from convein.equation import Equation
+from convein.errors import OptionError, ShapeError
+from convein.interleaved import interleaved
+from convein.keywords import merge_options
+from convein.options import OPTION_NAMES, shown, unknown_option
+from convein.syntax import Dialect, parse
+
+PLANNING: dict[str, Any] = {
+    "sizes": None,
+    "convolved": None,
+    "optimize": "auto",
+    "cost": "auto",
+    "memory_limit": None,
+    "checkpoint": False,
+    "backend": "auto",
+    "dialect": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked call, without its operands.
+
+    Attributes:
+        equation: with every option merged.
+        sizes: sizes given by name.
+        optimize, cost: for the planner.
+        checkpoint: whether the backward pass computes everything again.
+    """
+
+    equation: Equation
+    sizes: tuple[tuple[str, int], ...]
+    optimize: Any
+    cost: Any
+    checkpoint: bool
+
+
+def make_request(expression: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> tuple[Request, tuple[Any, ...]]:
+    """The request of a call, and its operands.
+
+    Args:
+        expression: the text, or the first operand of the interleaved form.
+        arguments: everything else that was passed by position.
+        options: what was passed by keyword.
+
+    Raises:
+        ConveinError: an unknown keyword, or a value that it cannot have.
+    """
+    merged = {**PLANNING, **options}
+    for name in options:
+        if name not in PLANNING and name not in OPTION_NAMES:
+            raise _unknown(name, options[name])
+    if isinstance(expression, str):
+        if merged["convolved"] is not None:
+            raise OptionError(
+                f"convolved={shown(merged['convolved'])} was given with a text",
+                text=expression,
+                hint="convolved= belongs to the interleaved form; in a text the modes stand after the bar: ...->...|h",
+            )
+        equation, operands = parse(expression, _dialect(merged["dialect"])), tuple(arguments)
+    else:
+        equation, operands = interleaved((expression, *arguments), merged["convolved"])
+    equation = merge_options(equation, {name: options[name] for name in OPTION_NAMES if name in options})
+    _check_planning(merged)
+    sizes = merged["sizes"]
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
+    pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
+    return Request(equation, pairs, merged["optimize"], merged["cost"], merged["checkpoint"]), operands
+
+
+def freeze(value: Any) -> Hashable:
+    """A value that can be part of a key: containers by content, what cannot be hashed by identity (kept alive by the key)."""
+    if isinstance(value, Mapping):
+        return ("dict", *((freeze(k), freeze(v)) for k, v in value.items()))
+    if isinstance(value, list | tuple):
+        return (type(value).__name__, *map(freeze, value))
+    try:
+        hash(value)
+    except TypeError:
+        return _Identity(value)
+    return (type(value), value)
+
+
+class _Identity:
+    """An object as a key: equal to itself only."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+
+def grad_mask(grad: Any, count: int) -> int:
+    """Which operands need gradients, as a bit set: from True, False or positions."""
+    if isinstance(grad, bool):
+        return (1 << count) - 1 if grad else 0
+    mask = 0
+    if isinstance(grad, str) or not hasattr(grad, "__iter__"):
+        raise OptionError(f"grad={shown(grad)}", hint="grad is True, False, or the positions of operands that need gradients")
+    for position in grad:
+        mask |= 1 << check_position(position, count, "grad")
+    return mask
+
+
+def check_position(position: Any, count: int, what: str) -> int:
+    """An operand's position, negative ones counted from the end."""
+    if isinstance(position, bool) or not hasattr(position, "__index__") or not -count <= position.__index__() < count:
+        raise OptionError(
+            f"{what} names operand {shown(position)}, and there are {count}", hint=f"positions go from 0 to {count - 1}"
+        )
+    return int(position.__index__()) % count
+
+
+def check_shape(shape: Any, position: int) -> tuple[int | None, ...]:
+    """A shape given instead of a tensor; None is a free size."""
+    if isinstance(shape, int) or not hasattr(shape, "__iter__") or isinstance(shape, str):
+        raise ShapeError(f"operand {position} is {shown(shape)}", hint="pass a tensor or a shape such as (4, 7, 9)")
+    for size in shape:
+        if size is not None and (isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0):
+            raise ShapeError(f"the shape of operand {position} has {shown(size)} in it", hint="a size is an integer, 0 or more")
+    return tuple(None if size is None else int(size.__index__()) for size in shape)
+
+
+def _dialect(dialect: Any) -> Dialect | None:
+    if dialect is None or isinstance(dialect, Dialect):
+        return dialect
+    raise OptionError(f"dialect={shown(dialect)}", hint="a dialect is made by convein.Dialect(rules, handlers)")
+
+
+def _check_planning(options: Mapping[str, Any]) -> None:
+    if options["memory_limit"] is not None:
+        raise OptionError(
+            f"memory_limit={shown(options['memory_limit'])}: this version cannot limit memory",
+            hint='cost="memory" plans for the smallest intermediates, checkpoint=True keeps only the operands for backward',
+        )
+    if not isinstance(options["checkpoint"], bool):
+        raise OptionError(
+            f"checkpoint={shown(options['checkpoint'])}",
+            hint="checkpoint is False, or True to keep only the operands for the backward pass",
+        )
+    if options["backend"] not in ("auto", "torch"):
+        raise OptionError(f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"')
+
+
+def _unknown(name: str, value: Any) -> OptionError:
+    if close := get_close_matches(name, PLANNING, 1, 0.75):
+        return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=f"did you mean {close[0]}?")
+    return unknown_option(name, value)
