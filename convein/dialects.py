@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lark import Token
 
 _MOST = 1000
-_NUMBERED = re.compile(r"#(\w*?)([+-][0-9]+)?$")
+_NUMBERED = re.compile(r"#(\w*?)([+-][0-9])?$")
 
 
 def _average(word: Token, _equal: Token, number: Token) -> tuple[Term | Option, ...]:
@@ -47,15 +47,20 @@ def _numbered_dimension(dimension: Dimension, index: int) -> Dimension:
 
 def _series(numbered: Token, _times: Token, number: Token) -> tuple[Mode, ...]:
     """`s#*n`: n modes of one composed dimension."""
-    return tuple(Mode(_substitute(numbered.value, index), span(numbered, number)) for index in _indices(number))
+    name = _numbered(numbered).name
+    return tuple(Mode(_substitute(name, index), span(numbered, number)) for index in _indices(number))
 
 
 def _numbered(token: Token) -> Mode:
+    if token[-2:] > "-1" and token[-2] == "-":
+        raise ExpressionError(
+            f"the first number of {token} would be negative", spans=[span(token)], hint="# counts from 1"
+        )
     return Mode(token.value, span(token))
 
 
 def _substitute(name: str, index: int) -> str:
-    return _NUMBERED.sub(lambda sign: f"{index + int((sign[2] or '0')[:9])}{sign[1]}", name)
+    return _NUMBERED.sub(lambda sign: f"{index + int(sign[2] or 0)}{sign[1]}", name)
 
 
 def _indices(number: Token) -> Iterator[int]:

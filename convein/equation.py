@@ -107,7 +107,7 @@ class Equation:
         parts = []
         for convolved in self.convolved:
             filters = [term for term in self.inputs if self._in_bar(term) and str(term) == written(convolved.mode)]
-            settings = [self._constant(term) for term in filters] + _settings(convolved)
+            settings = [self._constant(term) for term in filters] + _settings(convolved, bool(filters))
             parts.append(written(convolved.mode) + (f"[{', '.join(settings)}]" if settings else ""))
         return ("|" if parts else "") + (", " if any("[" in part for part in parts) else "").join(parts)
 
@@ -127,13 +127,17 @@ def written(mode: str) -> str:
     return mode if len(mode) == 1 and not (mode.isascii() and not mode.isalpha()) else f"({mode})"
 
 
-def _settings(convolved: Convolved) -> list[str]:
-    """The options to print: those that are not the default, and a stated `signal`, which silences a warning."""
+def _settings(convolved: Convolved, by_dialect: bool) -> list[str]:
+    """The options to print: those that are not the default, and those whose statement itself does something.
+
+    A stated `signal` silences a warning, and what is stated beside a dialect's option keeps the dialect's own default out.
+    """
+    loud = convolved.given if by_dialect else convolved.given & {"signal"}
     settings = []
     for option in fields(ConvOptions):
         value = getattr(convolved.options, option.name)
         if value is True:
             settings.append(option.name)
-        elif value != option.default or (option.name == "signal" and "signal" in convolved.given):
+        elif value != option.default or option.name in loud:
             settings.append(f"{option.name}={str(value).replace(' ', '')}")
     return settings

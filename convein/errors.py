@@ -100,6 +100,8 @@ def draw(text: str, spans: Iterable[Span]) -> str:
     for place in range(start, end):
         character, width = _on_one_line(text[place])
         shown.append(character)
+        if place in marked and not width:
+            marks[-1] = marks[-1][:-1] + "^"
         marks.append(("^" if place in marked else " ") * width)
     marks.append("^" if end in marked else "")
     lines = ["    " + "".join(shown) + after]
@@ -114,6 +116,6 @@ def _on_one_line(character: str) -> tuple[str, int]:
         return " ", 1
     if not character.isprintable():
         return "\ufffd", 1
-    if unicodedata.combining(character):
+    if unicodedata.category(character) in {"Mn", "Me"}:
         return character, 0
     return character, 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -22,8 +22,8 @@ def interleaved(
     The equation's text is the same expression in the language, with the labels as names: `(0)(1),(1)(2)->(0)(2)`.
 
     Args:
-        arguments: operands and their modes in turn, then the modes of the output if they are given. A mode is an integer
-            or any other label that can be sorted and hashed; `...` is Ellipsis.
+        arguments: operands and their modes in turn, then the modes of the output if they are given. A mode is an
+            integer or any other label that can be sorted and hashed; `...` is Ellipsis.
         convolved: the modes that stand after the bar.
     """
     if len(arguments) < 2:
@@ -31,10 +31,7 @@ def interleaved(
     pairs = len(arguments) // 2
     operands = tuple(arguments[: 2 * pairs : 2])
     inputs = [_labels(arguments[2 * place + 1], f"the modes of operand {place}") for place in range(pairs)]
-    if len(arguments) % 2:
-        output = _labels(arguments[-1], "the modes of the output")
-    else:
-        output = _implicit(inputs)
+    output = _labels(arguments[-1], "the modes of the output") if len(arguments) % 2 else _implicit(inputs)
     after_bar = [] if convolved is None else _labels(convolved, "the convolved modes")
     names = _names([label for labels in (*inputs, output, after_bar) for label in labels])
     text = ",".join(_term(labels, names) for labels in inputs) + "->" + _term(output, names)

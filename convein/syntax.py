@@ -78,7 +78,8 @@ def _explained(text: str, failure: UnexpectedInput, parser: Lark) -> ExpressionE
 
 def _equation(text: str, inputs: tuple[Term, ...], output: Term | None, bar: Iterable[Convolved | Term]) -> Equation:
     terms = [term for term in inputs if term.constant is None]
-    constants = [term for term in (*inputs, *bar) if isinstance(term, Term) and term.constant is not None]
+    constants = [term for term in inputs if term.constant is not None]
+    filters = [piece for piece in bar if isinstance(piece, Term)]
     convolved = [piece for piece in bar if isinstance(piece, Convolved)]
     carried = {mode: None for term in terms for dimension in term.dimensions for mode in dimension.modes}
     if output is None:
@@ -86,7 +87,8 @@ def _equation(text: str, inputs: tuple[Term, ...], output: Term | None, bar: Ite
     if len(convolved) > 1:
         order = {mode: place for place, mode in enumerate(carried)}
         convolved.sort(key=lambda piece: order.get(piece.mode, len(order)))
-    equation = Equation(text, (*terms, *constants), output, tuple(convolved))
+        filters.sort(key=lambda term: order.get(term.dimensions[0].modes[0], len(order)))
+    equation = Equation(text, (*terms, *constants, *filters), output, tuple(convolved))
     for check in (_check_ellipses, _check_output, _check_convolved):
         check(equation, carried)
     return equation
