@@ -130,7 +130,7 @@ def written(mode: str) -> str:
 def _settings(convolved: Convolved, by_dialect: bool) -> list[str]:
     """The options to print: those that are not the default, and those whose statement itself does something.
 
-    A stated `signal` silences a warning, and what is stated beside a dialect's option keeps the dialect's own default out.
+    A stated `signal` silences a warning; what is stated beside a dialect's option keeps the dialect's default out.
     """
     loud = convolved.given if by_dialect else convolved.given & {"signal"}
     settings = []

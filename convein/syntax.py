@@ -11,7 +11,8 @@ from convein.equation import ELLIPSIS, Constant, Convolved, Dimension, Equation,
 from convein.errors import ConveinError, ExpressionError, Span
 from convein.handlers import span
 from convein.keywords import merge_options, places
-from convein.mistakes import as_names, explain, short
+from convein.misplaced import short
+from convein.mistakes import as_names, explain
 from convein.options import ConvOptions, shown
 
 if TYPE_CHECKING:

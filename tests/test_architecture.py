@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # The road, from left to right: a module or folder of convein imports only from those to its left.
-LANGUAGE = ("equation", "mistakes", "handlers", "dialect", "keywords", "syntax", "dialects")
+LANGUAGE = (
+    "equation",
+    "misplaced",
+    "mistakes",
+    "handlers",
+    "dialect",
+    "keywords",
+    "syntax",
+    "dialects",
+    "interleaved",
+)
 NETWORK = ("windows", "resolve", "network", "binding")
 STAGES = ("planner", "lowering", "execution", "pipeline")
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", "__main__")
