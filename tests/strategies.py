@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn, operands: tuple[int, int] = (1, 5), convolved: int = 
     output = draw(_composed(output, modes, None))
     sizes = draw(_sizes(inputs, modes))
     features = {f"operands={count}", f"convolved={bars}", f"names={style}"}
-    _broadcast(draw, inputs, modes, features)
+    _broadcast(draw, [*inputs, output], modes, features)
 
     shapes = [[math.prod(modes[n].sizes[place] for n in names) for names in term] for place, term in enumerate(inputs)]
     texts = [[_text(names, modes) for names in term] for term in inputs]
@@ -246,9 +246,9 @@ def _unsolved(inputs: Sequence[Dimensions], modes: Mapping[str, _Mode], given: M
     return [names for _, names in unknown if names]
 
 
-def _broadcast(draw: st.DrawFn, inputs: Sequence[Dimensions], modes: Mapping[str, _Mode], features: set[str]) -> None:
+def _broadcast(draw: st.DrawFn, terms: Sequence[Dimensions], modes: Mapping[str, _Mode], features: set[str]) -> None:
     """Some operands carry size 1 where others carry more; parts of composed dimensions and convolved modes do not."""
-    parts = {name for term in inputs for names in term if len(names) > 1 for name in names}
+    parts = {name for term in terms for names in term if len(names) > 1 for name in names}
     for name, mode in modes.items():
         if mode.options is None and name not in parts and len(mode.sizes) > 1 and draw(st.integers(0, 7)) == 7:
             features.add("broadcast")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -11,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import convein
+import reference
 
+GOLDEN = Path(__file__).parent / "golden"
 LENGTHS = [(7, 3), (3, 7), (4, 4), (8, 2), (2, 8), (5, 1), (1, 5), (1, 1), (30, 11)]
 
 
@@ -130,3 +134,14 @@ def test_large_integers_in_every_kind_of_step() -> None:
 def test_torch_and_numpy_do_not_mix_silently() -> None:
     with pytest.raises(convein.ConveinError, match=r"numpy|ndarray|tensor"):
         convein.conv_einsum("i,i->", np.ones(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_the_published_value_of_two_operands(number: int) -> None:
+    """Outputs of the published conv_einsum: true convolution, centred on the longer operand, whichever that is."""
+    with np.load(GOLDEN / "conv_einsum_binary.npz") as arrays:
+        expression, x, w, expected = (arrays[f"{number}/{name}"] for name in ("expr", "A", "B", "out"))
+    ours = convein.conv_einsum(str(expression), x, w, flip=True, signal="largest")
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+    oracle = reference.conv_einsum(str(expression), *map(torch.from_numpy, (x, w)), flip=True, signal="largest")
+    np.testing.assert_allclose(oracle, expected, atol=1e-12)
