@@ -1,0 +1,187 @@
+"""Candidate steps -> what they cost, as the searches minimise it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from convein.errors import PlanError
+from convein.network import Network
+from convein.planner.partial import multiplications, partial
+from convein.windows import Correlation
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What the named costs know of candidate steps; each field is an array with one entry a step, or one number.
+
+    Attributes:
+        macs: multiplications forward.
+        elements: size of the result.
+        left_held, right_held: sizes of the two sides, 0 for an operand that is used as it is passed.
+        left_grad, right_grad: whether the side holds an operand that needs its gradient.
+    """
+
+    macs: Any
+    elements: Any
+    left_held: Any
+    right_held: Any
+    left_grad: Any
+    right_grad: Any
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """One candidate step, as a callable cost sees it.
+
+    Attributes:
+        network: what is planned.
+        left_set, right_set: the operands each side is made of, as bit sets.
+        left_grad, right_grad: whether the side holds an operand that needs its gradient.
+    """
+
+    network: Network
+    left_set: int
+    right_set: int
+    left_grad: bool
+    right_grad: bool
+
+    @property
+    def left(self) -> Mapping[str, int]:
+        """The modes of the left side and their sizes; modes that one operand alone sums are gone already."""
+        return partial(self.network, self.left_set).sizes
+
+    @property
+    def right(self) -> Mapping[str, int]:
+        """The modes of the right side and their sizes."""
+        return partial(self.network, self.right_set).sizes
+
+    @property
+    def result(self) -> Mapping[str, int]:
+        """The modes of the result and their sizes."""
+        return partial(self.network, self.left_set | self.right_set).sizes
+
+    @property
+    def correlations(self) -> tuple[Correlation, ...]:
+        """The modes that this step convolves, and how."""
+        return self.network.join(self.left_set, self.right_set)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications forward."""
+        return multiplications(self.network, partial(self.network, self.left_set), partial(self.network, self.right_set))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes of both sides; of a side that is an operand also those that it alone carries and sums."""
+        sides = (self.left_set, self.right_set)
+        kept = {mode for side in sides for mode in self.network.modes(side)}
+        return tuple(mode for mode, carriers in self.network.carriers.items() if mode in kept or carriers in sides)
+
+    def given_sizes(self, mode: str) -> tuple[int, ...]:
+        """The sizes of a mode in those operands, of either side, that carry it."""
+        convolution = self.network.convolutions.get(mode)
+        carriers = self.network.carriers[mode] & (self.left_set | self.right_set)
+        found = [j for j in range(carriers.bit_length()) if carriers >> j & 1]
+        if convolution is None:
+            return tuple(self.network.sizes[mode] for _ in found)
+        return tuple(convolution.operand_size(j) for j in found)
+
+
+CostFunction = Callable[[StepSizes], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What one pass of a search minimises.
+
+    Attributes:
+        of: the value of a step, not negative: a function of `Pairs`, or with `each` of one `StepSizes`.
+        largest: the value of a plan is the largest step's, and not the sum of all.
+        each: whether `of` is a user's callable.
+        at_least_elements: whether a step that reads or writes e elements is known to cost at least e.
+    """
+
+    of: Callable[[Any], Any]
+    largest: bool = False
+    each: bool = False
+    at_least_elements: bool = False
+
+
+def flops(pairs: Pairs) -> Any:
+    """Multiplications forward."""
+    return pairs.macs
+
+
+def training(pairs: Pairs) -> Any:
+    """Multiplications forward and backward: a side's gradient is needed if one of its operands requires it."""
+    return pairs.macs * (1.0 + pairs.left_grad + pairs.right_grad)
+
+
+def size(pairs: Pairs) -> Any:
+    """Elements of the result."""
+    return pairs.elements
+
+
+def saved(pairs: Pairs) -> Any:
+    """Elements of partial results that the step keeps for the backward pass."""
+    return pairs.left_held * pairs.right_grad + pairs.right_held * pairs.left_grad
+
+
+FLOPS = Objective(flops, at_least_elements=True)
+TRAINING = Objective(training, at_least_elements=True)
+
+# Each cost is a list of objectives: the first is minimised, and among all orders that reach its minimum the next one is.
+# `memory` is the largest result without gradients; with them it is the sum of what is kept for the backward pass.
+COSTS: Mapping[str, Callable[[int], tuple[Objective, ...]]] = {
+    "flops": lambda _needs_grad: (FLOPS,),
+    "training": lambda _needs_grad: (TRAINING,),
+    "memory": lambda needs_grad: (Objective(saved), TRAINING) if needs_grad else (Objective(size, largest=True), FLOPS),
+}
+
+
+def choose_cost(cost: object, needs_grad: int) -> tuple[str, tuple[Objective, ...]]:
+    """The name and the objectives of what `cost` asks for.
+
+    Raises:
+        PlanError: no cost has this name, or it is nothing that can be called.
+    """
+    if isinstance(cost, str):
+        name = ("training" if needs_grad else "flops") if cost == "auto" else cost
+        if name in COSTS:
+            return name, COSTS[name](needs_grad)
+        known = ("auto", *COSTS)
+        close = get_close_matches(cost.lower(), known, n=1)
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        raise PlanError(f"cost={cost!r} is not known{guess}", hint=f"it is one of {', '.join(map(repr, known))}, or a callable")
+    if callable(cost):
+        return getattr(cost, "__name__", type(cost).__name__), (Objective(_checked(cost), each=True),)
+    raise PlanError(
+        f"cost={cost!r} is neither a name nor a callable",
+        hint=f"it is one of {', '.join(map(repr, ('auto', *COSTS)))}, or a callable cost(step) -> float",
+    )
+
+
+def _checked(cost: Callable[[StepSizes], Any]) -> CostFunction:
+    def checked(step: StepSizes) -> float:
+        found = cost(step)
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value < math.inf:
+            sides = ", ".join(_described(sizes) for sizes in (step.left, step.right))
+            raise PlanError(
+                f"the callable cost gave {found!r} for the step that joins {sides}",
+                hint="a cost is a finite number, 0 or more",
+            )
+        return value
+
+    return checked
+
+
+def _described(sizes: Mapping[str, int]) -> str:
+    return "[" + " ".join(f"{mode}={size}" for mode, size in sizes.items()) + "]"

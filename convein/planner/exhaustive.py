@@ -1,0 +1,165 @@
+"""Frame -> order, by all sets of leaves: exact, outer products included.
+
+Every set of leaves is planned once, small sets first: the cheapest way to make a set is the cheapest of all splits of it in
+two. This is exact for a sum of step costs that are not negative, and for the largest of them. n leaves have about 3^n / 2
+splits; all of one size of set are evaluated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from convein.planner.costs import Objective, Pairs, StepSizes
+from convein.planner.frame import Array, Frame
+
+# Sets of operands: a leaf, or what is joined.
+Tree = int | tuple["Tree", "Tree"]
+
+MOST_LEAVES = 12
+
+
+def search_all(problem: Frame, objectives: Sequence[Objective]) -> Tree:
+    """The best tree over the leaves, each a place in `problem.leaves`."""
+    count = len(problem.leaves)
+    if count <= 2:
+        return 0 if count == 1 else (0, 1)
+    splits = _splits(count)
+    pairs = _Tables(problem).pairs(splits.left, splits.right)
+    allowed: Array = None
+    chosen: Array = None
+    for number, objective in enumerate(objectives):
+        steps = _evaluate(problem, objective, pairs, splits)
+        if allowed is not None:
+            steps = np.where(allowed, steps, np.inf)
+        totals, chosen = _fill(splits, steps, objective.largest)
+        if number + 1 < len(objectives):
+            allowed = _stays_best(splits, steps, totals, objective.largest)
+    return _tree(chosen, (1 << count) - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Splits:
+    """All splits of all sets of two or more leaves: first the sets of two, then of three...
+
+    Attributes:
+        left, right: the two halves, one entry a split; those of one set stand together.
+        levels: for each number of leaves, where its splits start and end, and its sets.
+    """
+
+    left: Array
+    right: Array
+    levels: tuple[tuple[int, int, Array], ...]
+
+
+@lru_cache(maxsize=MOST_LEAVES)
+def _splits(count: int) -> _Splits:
+    subsets = np.arange(1 << count)
+    bits = subsets[:, None] >> np.arange(count) & 1
+    lefts, rights, levels, start = [], [], [], 0
+    for size in range(2, count + 1):
+        members = bits[bits.sum(axis=1) == size]
+        values = (1 << np.nonzero(members)[1]).reshape(-1, size)
+        patterns = np.arange(1, 1 << size - 1)[:, None] >> np.arange(size - 1) & 1
+        left = values[:, :-1] @ patterns.T
+        whole = values.sum(axis=1)
+        lefts.append(left.ravel())
+        rights.append((whole[:, None] - left).ravel())
+        levels.append((start, start + left.size, whole))
+        start += left.size
+    return _Splits(np.concatenate(lefts), np.concatenate(rights), tuple(levels))
+
+
+class _Tables:
+    """W and E of every set of leaves, as `frame` defines them."""
+
+    def __init__(self, problem: Frame) -> None:
+        self.problem = problem
+        count = len(problem.leaves)
+        self.subsets = np.arange(1 << count)
+        touched, gone = np.ones(1 << count), np.ones(1 << count)
+        for plain in problem.plain:
+            touched[plain.leaves] *= plain.size
+            if not plain.open:
+                gone[plain.leaves] *= plain.size
+        for place in range(count):
+            for table in (touched, gone):
+                halves = table.reshape(-1, 2, 1 << place)
+                halves[:, 1] *= halves[:, 0]
+        # A set touches all modes but those that live in the other leaves only.
+        self.work = touched[-1] / touched[::-1]
+        self.gone = gone
+        self.indices = []
+        for meeting in problem.meetings:
+            index = sum((self.subsets >> place & 1) << j for j, place in enumerate(meeting.leaves))
+            self.indices.append(index)
+            self.work *= meeting.work[index]
+            self.gone *= meeting.gone[index]
+        self.elements = self.work / self.gone
+
+    def pairs(self, left: Array, right: Array) -> Pairs:
+        """What the costs want to know of these splits."""
+        problem, subsets = self.problem, self.subsets
+        share = 1.0 / self.gone
+        macs = self.work[left | right] * share[left] * share[right]
+        for meeting, index in zip(problem.meetings, self.indices, strict=True):
+            if meeting.shorter is not None:
+                first, second = index[left], index[right]
+                starts = ((first == meeting.signal) & (second != 0)) | ((second == meeting.signal) & (first != 0))
+                macs = np.where(starts, macs * meeting.shorter[first | second], macs)
+        # Constants are joined once and for all.
+        if problem.constant & (problem.constant - 1):
+            macs = np.where((left | right) & ~problem.constant == 0, 0.0, macs)
+        graded = subsets & problem.needs_grad != 0
+        held = np.where((subsets & (subsets - 1) == 0) & (subsets & problem.passed != 0), 0.0, self.elements)
+        return Pairs(macs, self.elements[left | right], held[left], held[right], graded[left], graded[right])
+
+
+def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Splits) -> Array:
+    if not objective.each:
+        return objective.of(pairs)
+    sets = [problem.operands(subset) for subset in range(1 << len(problem.leaves))]
+    found = np.zeros(len(splits.left))
+    for place, (left, right) in enumerate(zip(splits.left.tolist(), splits.right.tolist(), strict=True)):
+        if (left | right) & ~problem.constant:
+            step = StepSizes(
+                problem.network, sets[left], sets[right], bool(left & problem.needs_grad), bool(right & problem.needs_grad)
+            )
+            found[place] = objective.of(step)
+    return found
+
+
+def _fill(splits: _Splits, steps: Array, largest: bool) -> tuple[Array, Array]:
+    """The best value of every set, and the left half of the split that reaches it."""
+    size = int(splits.levels[-1][2][0]) + 1
+    totals, chosen = np.zeros(size), np.zeros(size, dtype=np.int64)
+    for start, end, sets in splits.levels:
+        left, right = splits.left[start:end], splits.right[start:end]
+        values = _combined(totals[left], totals[right], steps[start:end], largest).reshape(len(sets), -1)
+        best = values.argmin(axis=1)
+        rows = np.arange(len(sets))
+        totals[sets] = values[rows, best]
+        chosen[sets] = left.reshape(len(sets), -1)[rows, best]
+    return totals, chosen
+
+
+def _combined(left: Array, right: Array, steps: Array, largest: bool) -> Array:
+    return np.maximum(np.maximum(left, right), steps) if largest else left + right + steps
+
+
+def _stays_best(splits: _Splits, steps: Array, totals: Array, largest: bool) -> Array:
+    """Which splits an order may use and still reach the minimum."""
+    if largest:
+        return steps <= totals[-1]
+    values = _combined(totals[splits.left], totals[splits.right], steps, largest)
+    return values <= totals[splits.left | splits.right] * (1 + 1e-12)
+
+
+def _tree(chosen: Array, subset: int) -> Tree:
+    if subset & (subset - 1) == 0:
+        return subset.bit_length() - 1
+    left = int(chosen[subset])
+    return _tree(chosen, left), _tree(chosen, subset ^ left)
