@@ -45,6 +45,9 @@ class Parsed:
 def conv_einsum(
     expression: str, *operands: torch.Tensor, sizes: Mapping[str, int] | None = None, **keywords: Any
 ) -> torch.Tensor:
+    dtype = operands[0].dtype
+    if not (dtype.is_floating_point or dtype.is_complex):
+        operands = tuple(x.long() for x in operands)
     parsed = parse(expression)
     options = _merge(parsed.convolved, keywords)
     known = _solve_sizes(parsed, options, [tuple(x.shape) for x in operands], dict(sizes or {}))
@@ -64,7 +67,7 @@ def conv_einsum(
     depth = sum(isinstance(name, tuple) and name[0] == "..." for name in known)
     groups = _groups(output, len(output) - 1 + depth)
     result = _einsum(arguments, [name for group in groups for name in group])
-    return result.reshape([math.prod(known[name] for name in group) for group in groups]).to(operands[0].dtype)
+    return result.reshape([math.prod(known[name] for name in group) for group in groups]).to(dtype)
 
 
 def relation(size: int, filters: Sequence[int], options: Mapping[str, Any]) -> torch.Tensor:
