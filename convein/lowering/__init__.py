@@ -5,8 +5,9 @@ from __future__ import annotations
 from convein.lowering import axis, convnd, fft
 from convein.lowering.product import contract
 from convein.lowering.program import Program, Statement
+from convein.lowering.simplify import inline
 from convein.lowering.target import Target
-from convein.lowering.writer import Size, Value, Writer, product
+from convein.lowering.writer import Size, Value, Writer, product, tuple_text
 from convein.network import Network
 from convein.planner.plan import Plan
 from convein.windows import Correlation
@@ -34,7 +35,7 @@ def lower(plan: Plan, target: Target) -> Program:
         kept = frozenset(network.modes(joined))
         values.append(_join(writer, values[step.left], values[step.right], network.join(step.left_set, step.right_set), kept, target))
     result = writer.arrange(values[-1], network.output_axes)
-    return Program(plan, parameters, tuple(writer.statements), (result.name,))
+    return inline(Program(plan, parameters, tuple(writer.statements), (result.name,)))
 
 
 def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:
@@ -54,7 +55,7 @@ def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:
 def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes: dict[str, Size]) -> Value:
     """A zero result that every operand still has a (zero) gradient through: sums over nothing."""
     full = {mode: sizes[mode] if mode in sizes else network.final_size(mode) for mode in network.output}
-    shape = ", ".join(str(product(full[mode] for mode in axes)) for axes in network.output_axes)
+    shape = tuple_text(product(full[mode] for mode in axes) for axes in network.output_axes)
     nothing = " + ".join(f"{name}.flatten()[:0].sum()" for name in parameters)
     operands = [Value(name, (), {}) for name in parameters]
     total = writer.emit(nothing, operands, (), {})

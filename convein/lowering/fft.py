@@ -13,10 +13,13 @@ from convein.lowering.target import Target
 from convein.lowering.writer import Value, Writer
 from convein.windows import Correlation
 
-# Floating point operations per nanosecond: what transforms, pointwise complex products, dense and depthwise convolutions
-# reach relative to each other on one core. Only their ratios matter, and only near the point where both ways are equal.
-TRANSFORM_RATE, PRODUCT_RATE, DENSE_RATE, DEPTHWISE_RATE = 4.0, 20.0, 200.0, 20.0
-MIN_TAPS = 64
+# Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one core;
+# a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension. What a few
+# more calls cost, in nanoseconds. Only ratios matter, near the point where both ways are equal.
+TRANSFORM_RATE, PRODUCT_RATE = 8.0, 20.0
+CHANNEL_RATE, DENSE_RATE, DENSE_RATE_1D = 4.0, 240.0, 85.0
+OVERHEAD = 20_000.0
+MIN_TAPS = 16
 
 
 def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target) -> bool:
@@ -30,14 +33,14 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     shared = [mode for mode in x.modes if mode in w.modes and mode not in convolved]
     rest = {m: target.number(m, s) for v in (x, w) for m, s in v.sizes.items() if m not in convolved}
     products = prod(rest.values())
-    channels = prod(rest[mode] for mode in rest if mode not in shared or mode not in kept)
     outputs = prod(size for mode, size in rest.items() if mode not in shared or mode in kept)
+    channels = prod(size for mode, size in rest.items() if mode not in kept or mode not in x.modes)
+    rate = min(DENSE_RATE if len(correlations) > 1 else DENSE_RATE_1D, CHANNEL_RATE * channels)
     points = prod(fast_length(_span(c)) for c in correlations)
-    depthwise = channels == prod(rest[mode] for mode in rest if mode in x.modes and mode not in shared)
-    direct = 2 * products * taps * prod(c.size for c in correlations) / (DEPTHWISE_RATE if depthwise else DENSE_RATE)
+    direct = 2 * products * taps * prod(c.size for c in correlations) / rate
     signals = (target.count(x) // prod(c.n for c in correlations), target.count(w) // taps, outputs)
     transforms = sum(signals) * 2.5 * points * log2(max(points, 2)) / TRANSFORM_RATE
-    return direct > transforms + 4 * products * points / PRODUCT_RATE
+    return direct > OVERHEAD + transforms + 4 * products * points / PRODUCT_RATE
 
 
 def convolve(

@@ -1,0 +1,42 @@
+"""Program -> Program: views are written where they are used."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+from convein.lowering.program import Program, Statement
+
+# A change of layout: one name, then any of these methods with plain arguments.
+_LAYOUT = re.compile(r"\w+(\.(reshape|permute|unsqueeze|narrow|diagonal)\([^()]*\))+")
+MAX_LINE = 110
+
+
+def inline(program: Program) -> Program:
+    """Puts each change of layout that one statement uses into that statement, where the line stays readable.
+
+    A view's variable would keep its base alive longer than needed, and an assignment costs time too.
+    """
+    uses = Counter(name for statement in program.statements for name in statement.uses)
+    uses.update(program.results)
+    waiting: dict[str, Statement] = {}
+    done: list[Statement] = []
+    for statement in program.statements:
+        for name in statement.uses:
+            if name in waiting:
+                statement = _substituted(statement, waiting, name, done)
+        if uses[statement.target] == 1 and statement.target not in program.results and _LAYOUT.fullmatch(statement.expression):
+            waiting[statement.target] = statement
+        else:
+            done.append(statement)
+    return replace(program, statements=tuple(done))
+
+
+def _substituted(statement: Statement, waiting: dict[str, Statement], name: str, done: list[Statement]) -> Statement:
+    view = waiting.pop(name)
+    text = re.sub(rf"\b{name}\b", lambda _: view.expression, statement.expression)
+    if len(text) > MAX_LINE:
+        done.append(view)
+        return statement
+    return Statement(statement.target, text, tuple(view.uses[0] if used == name else used for used in statement.uses))
