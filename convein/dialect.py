@@ -57,10 +57,11 @@ class Dialect:
 
 
 def _build(rules: str, handlers: Mapping[str, Handler]) -> Lark:
-    import convein.grammar  # noqa: F401  # without it Lark reads a missing package as an empty grammar
     from lark import Lark
     from lark.exceptions import LarkError
     from lark.load_grammar import FromPackageLoader
+
+    import convein.grammar  # noqa: F401  # without it Lark reads a missing package as an empty grammar
 
     loader = FromPackageLoader("convein.grammar")
     path, core = loader(None, "conv_einsum.lark")
@@ -79,10 +80,11 @@ def _build(rules: str, handlers: Mapping[str, Handler]) -> Lark:
             f"the dialect's rules do not go with the language: {str(error).strip()}",
             hint=f"line 1 of the dialect is line {core.count(chr(10)) + 1} there",
         ) from None
-    names = {rule.alias or rule.origin.name for rule in parser.rules}
-    if missing := sorted(name for name in names - steps.keys() if not name.startswith("_") and name != "value"):
+    names = {rule.alias or rule.options.template_source or rule.origin.name: rule for rule in parser.rules}
+    inlined = {name for name, rule in names.items() if name.startswith("_") or rule.options.expand1}
+    if missing := sorted(names.keys() - steps.keys() - inlined):
         raise ExpressionError(f"the dialect has no handler for its rule {', '.join(missing)}")
-    if idle := sorted(handlers.keys() - names):
+    if idle := sorted(handlers.keys() - names.keys()):
         raise ExpressionError(f"the dialect has no rule for its handler {', '.join(idle)}")
     return parser
 

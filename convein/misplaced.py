@@ -108,7 +108,7 @@ def _option(stop: Stop) -> ExpressionError | None:
     if start is None:
         return None
     before = stop.before.rstrip()
-    if stop.rest.startswith("]") and before.endswith("["):
+    if stop.rest.startswith("]") and before.endswith("[") and "WORD" in stop.expected:
         hint = "leave the brackets out for the defaults, or name options: h[stride=2]"
         return stop.error("the brackets are empty", Span(start, stop.place + 1), hint=hint)
     if stop.rest[:1] in tuple("\"'`‘’“”"):
