@@ -24,7 +24,7 @@ EXPRESSIONS: dict[str, tuple[str, list[tuple[int, ...]], dict[str, Any], torch.d
     "kernels composed": ("h,h,h->h|h", [(4,), (2,), (3,)], {"padding": "full", "flip": True}, COMPLEX),
     "a circular convolution": ("bh,h,h->bh|h", [(2, 4), (3,), (2,)], {"padding_mode": "circular"}, REAL),
     "a reflected border": ("bh,h->bh|h[stride=2]", [(2, 5), (3,)], {"padding_mode": "reflect"}, REAL),
-    "a replicated border": ("bh,bh->bh|h", [(2, 3), (2, 4)], {"padding_mode": "replicate"}, COMPLEX),
+    "a replicated border": ("bh,bh->bh|h", [(2, 3), (2, 2)], {"padding_mode": "replicate"}, COMPLEX),
     "a transposed convolution": (
         "bsh,sth,h->bth|h", [(1, 2, 3), (2, 2, 3), (2,)], {"transposed": True, "stride": 2}, REAL,
     ),

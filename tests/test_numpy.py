@@ -38,7 +38,7 @@ def test_convolve(mode: str, n: int, k: int) -> None:
 def test_convolve_of_three(mode: str, n: int, k: int) -> None:
     x, v, w = randn(n), randn(k), randn(3)
     longest = max(n, k)
-    ours = convein.conv_einsum("i,i,i->i|i", x, v, w, padding="full", flip=True)
+    ours = convein.conv_einsum("i,i,i->i|i", x, v, w, padding="full", flip=True, signal="first")
     np.testing.assert_allclose(ours, np.convolve(np.convolve(x, v), w), atol=1e-12)
     if mode == "same":
         ours = convein.conv_einsum("i,i,i->i|i", x, v, w, padding="same", flip=True, signal="largest")
