@@ -15,6 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import convein
 
+# torch's own derivatives of some operations are still torchscript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 BATCHES = (2, 3, 5, 8)
 
 
