@@ -13,11 +13,11 @@ SAMPLE_SECONDS = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A promise: `variant` takes at most `seconds` more than `over` (or in all, when `over` is not given)."""
+    """A promise: `variant` takes at most `seconds`, or at most that much more than the group's first variant."""
 
     variant: str
     seconds: float
-    over: str | None = None
+    more_than_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds for one call of one variant: median and least over all rounds, and the median ratio to the first."""
+    """Seconds for one call of one variant: median and least over all rounds.
+
+    `ratio` and `excess` compare it with the first variant: medians over the rounds, each round compared with itself.
+    """
 
     group: str
     variant: str
     median: float
     least: float
     ratio: float
+    excess: float
     rounds: int
 
 
@@ -74,6 +78,8 @@ def measure(group: Group, rounds: int) -> Iterator[Timing | None]:
     finally:
         gc.enable()
     base = samples[names[0]]
-    for name in names:
-        ratio = statistics.median(mine / other for mine, other in zip(samples[name], base, strict=True))
-        yield Timing(group.name, name, statistics.median(samples[name]), min(samples[name]), ratio, rounds)
+    for name, mine in samples.items():
+        rounds_of_both = list(zip(mine, base, strict=True))
+        ratio = statistics.median(spent / other for spent, other in rounds_of_both)
+        excess = statistics.median(spent - other for spent, other in rounds_of_both)
+        yield Timing(group.name, name, statistics.median(mine), min(mine), ratio, excess, rounds)

@@ -90,11 +90,11 @@ def verdict(group: Group, timings: list[Timing]) -> str:
     limit = group.limit
     if limit is None:
         return ""
-    medians = {timing.variant: timing.median for timing in timings}
-    spent = medians[limit.variant] - (medians[limit.over] if limit.over else 0.0)
+    timing = next(timing for timing in timings if timing.variant == limit.variant)
+    spent = timing.excess if limit.more_than_first else timing.median
     kept = "within" if spent <= limit.seconds else "OVER"
-    over = f" more than {limit.over}" if limit.over else ""
-    return f"  {limit.variant}: {spent * 1e6:.1f} us{over}, {kept} the limit of {limit.seconds * 1e6:.0f} us\n"
+    more = f" more than {timings[0].variant}" if limit.more_than_first else ""
+    return f"  {limit.variant}: {spent * 1e6:.1f} us{more}, {kept} the limit of {limit.seconds * 1e6:.0f} us\n"
 
 
 def run(case: str, rounds: int, keep: bool) -> None:
