@@ -1,12 +1,13 @@
 """Messages are product: `errors/*.txt` holds calls that are mistakes, each with the exact text of its error.
 
-A file is the call in Python (`torch`, `np` and `convein` are at hand; `x`, `w` and so on may be set before it), a line `---`,
-and the kind of the error with its whole text. The texts are written by hand: what a user should read is decided there.
+A file is the call in Python, where `torch`, `np` and `convein` are at hand and lines before it may set `x` and `w`; a line
+`---`; and the kind of the error with its whole text. The texts are written by hand: what a user should read is decided there.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def test_there_are_many_and_no_two_are_alike() -> None:
 def test_a_text_points_at_the_place_or_names_the_value(path: Path) -> None:
     call, text = split(path)
     message = text.split("\n\n")[0].partition(": ")[2]
-    quoted = [word.strip('",.:;') for word in message.replace("=", " ").split()]
-    assert "^" in text or any(len(word) > 1 and word in call for word in quoted)
+    values = {word for word in re.findall(r"\w+", call) if len(word) > 1 or word.isdecimal()} | {"Tensor"}
+    assert "^" in text or values & set(re.findall(r"\w+", message))
 
 
 def test_every_error_is_a_value_error() -> None:
