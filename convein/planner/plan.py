@@ -55,7 +55,9 @@ class Plan:
         cost: the name of what it minimised.
         needs_grad: the operands whose gradients are needed, as a bit set.
         constants: the operands that never change, as a bit set.
-        slices: modes that are looped over, none yet decided by any search.
+        slices: modes that are looped over.
+        given: the linear path that was asked for, where it has steps of one operand; these say no more than that its own
+            modes are summed, which is done wherever an operand is read.
     """
 
     network: Network
@@ -65,6 +67,7 @@ class Plan:
     needs_grad: int = 0
     constants: int = 0
     slices: tuple[str, ...] = ()
+    given: Path = ()
 
     @property
     def ssa_path(self) -> Path:
@@ -74,6 +77,10 @@ class Plan:
     @property
     def path(self) -> Path:
         """opt_einsum's linear path: positions in the list of values that are left; a result goes to its end."""
+        if self.given:
+            return self.given
+        if not self.steps:
+            return ((0,),)
         return linear_path(self.ssa_path, len(self.network.operands))
 
     @property

@@ -1,12 +1,266 @@
-"""Plan -> PathInfo: opt_einsum's numbers for a path, and ours."""
+"""Plan -> PathInfo: what a plan costs in opt_einsum's terms and in ours, and the table that shows it."""
 
 from __future__ import annotations
 
-from convein.planner.plan import Plan
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from math import prod
+
+from opt_einsum import blas, get_symbol
+from opt_einsum.contract import PathInfo as OptEinsumPathInfo
+
+from convein.equation import written
+from convein.network import Network
+from convein.planner.partial import taps_read
+from convein.planner.plan import Path, Plan, Step
+from convein.windows import Correlation
+
+WIDTH = 120
 
 
-class PathInfo: ...
+class PathInfo(OptEinsumPathInfo):
+    """A path and its numbers, to be printed. Without a bar the fields of opt_einsum's PathInfo are what they are there.
+
+    With a bar: a mode that a step convolves counts its output and its filter, in `scale_list` as two, in costs as
+    (output size) x (filter size), and it counts as summed; `size_dict` has the signal's size.
+
+    Attributes:
+        plan: the plan itself.
+        macs, training_macs: multiplications of a forward pass, and of a forward and a backward pass.
+        saved_bytes: what the backward pass keeps of partial results, for elements of `itemsize` bytes.
+        slices: modes that are looped over.
+        ssa_path: pairs of values, numbered operands first, then results.
+        optimizer: the search that found the order.
+    """
+
+    def __init__(self, plan: Plan, itemsize: int = 4) -> None:
+        network = plan.network
+        rows = tuple(_rows(plan))
+        terms = [_distinct(operand.axes) for operand in network.operands]
+        self.plan = plan
+        self.macs, self.training_macs = plan.macs, plan.training_macs
+        self.saved_bytes = plan.saved_bytes(itemsize)
+        self.slices, self.ssa_path, self.optimizer = plan.slices, list(plan.ssa_path), plan.optimizer
+        self.contraction_list = [row.contraction for row in rows]
+        self.input_subscripts = ",".join(_written(_flat(operand.axes)) for operand in network.operands)
+        self.output_subscript = _written(network.output)
+        self.path = list(plan.path)
+        self.indices = frozenset(network.carriers) | {mode for term in terms for mode in term}
+        self.scale_list = [row.scaling for row in rows]
+        self.size_list = [row.elements for row in rows]
+        self.naive_cost = Decimal(_naive_cost(network, terms))
+        self.opt_cost = Decimal(sum(row.flops for row in rows))
+        self.speedup = self.naive_cost / max(self.opt_cost, Decimal(1))
+        self.size_dict = {mode: _size(network, mode) for mode in sorted(self.indices)}
+        self.shapes = [tuple(_size(network, mode) for mode in _flat(operand.axes)) for operand in network.operands]
+        self.eq = f"{self.input_subscripts}->{self.output_subscript}"
+        self.largest_intermediate = Decimal(max(self.size_list, default=1))
+        self._rows = rows
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        backward = plan.training_macs - plan.macs
+        gradients = f", backward {_number(backward)}" if plan.needs_grad else ""
+        bar = "".join(written(mode) for mode in plan.network.convolutions)
+        lines = [
+            f"  Complete contraction:  {_shortened(f'{self.eq}|{bar}' if bar else self.eq, WIDTH - 25)}",
+            f"         Naive scaling:  {self._naive_scaling()}",
+            f"     Optimized scaling:  {max(self.scale_list, default=0)}",
+            f"      Naive FLOP count:  {_number(self.naive_cost)}",
+            f"  Optimized FLOP count:  {_number(self.opt_cost)}",
+            f"   Theoretical speedup:  {_number(self.speedup)}",
+            f"  Largest intermediate:  {_number(self.largest_intermediate)} elements",
+            f"       Multiplications:  forward {_number(plan.macs)}{gradients}",
+        ]
+        if plan.needs_grad:
+            lines.append(f"    Saved for backward:  {_number(plan.saved)} elements besides the operands")
+        lines.append(f"             Optimizer:  {plan.optimizer}, cost {plan.cost}")
+        return "\n".join([*lines, *_table(self._rows, bool(plan.needs_grad))])
+
+    def _naive_scaling(self) -> int:
+        extra = sum(len(convolution.filters) for convolution in self.plan.network.convolutions.values())
+        return len(self.indices) + extra
 
 
-def path_info(plan: Plan) -> PathInfo:
-    raise NotImplementedError
+def path_info(plan: Plan, itemsize: int = 4) -> PathInfo:
+    """The numbers and the table of a plan, for elements of `itemsize` bytes."""
+    return PathInfo(plan, itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of the table. `step` is None where a path sums an operand alone, or there is one operand only."""
+
+    contraction: tuple[object, ...]
+    scaling: int
+    flops: int
+    elements: int
+    step: Step | None
+    convolved: tuple[Correlation, ...]
+    current: str
+    remaining: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A value that is still to be joined: its modes as opt_einsum would write them."""
+
+    operands: int
+    modes: tuple[str, ...]
+
+
+def _rows(plan: Plan) -> Iterator[_Row]:
+    network = plan.network
+    terms = [_Term(1 << place, _flat(operand.axes)) for place, operand in enumerate(network.operands)]
+    steps = iter(plan.steps)
+    for number, places in enumerate(plan.path):
+        joined = [terms.pop(place) for place in sorted(places, reverse=True)]
+        step = next(steps) if len(places) > 1 else None
+        if step is not None and network.join(step.left_set, step.right_set):
+            joined.sort(key=lambda term, left=step.left_set: term.operands != left)
+        row = _row(network, step, places, joined, terms, last=number + 1 == len(plan.path))
+        terms.append(row[1])
+        yield row[0]
+
+
+def _row(
+    network: Network, step: Step | None, places: Sequence[int], joined: list[_Term], rest: list[_Term], *, last: bool
+) -> tuple[_Row, _Term]:
+    operands = sum(term.operands for term in joined)
+    involved = dict.fromkeys(mode for term in joined for mode in term.modes)
+    needed = {*network.output, *(mode for term in rest for mode in term.modes)}
+    kept = [mode for mode in involved if mode in needed]
+    removed = frozenset(involved) - frozenset(kept)
+    result = _Term(operands, network.output if last else tuple(kept))
+    convolved = network.join(step.left_set, step.right_set) if step else ()
+    flops = prod(_loop(network, mode, [term.operands for term in joined]) for mode in involved)
+    bar = "".join(written(correlation.mode) for correlation in convolved)
+    current = f"{','.join(_written(term.modes) for term in joined)}->{_written(result.modes)}"
+    left = tuple(_written(term.modes) for term in [*rest, result])
+    contraction = (
+        tuple(sorted(places, reverse=True)),
+        removed,
+        f"{current}|{bar}" if bar else current,
+        left if len(left) <= 20 else None,
+        False if convolved else _blas(network, joined, result, removed),
+    )
+    row = _Row(
+        contraction,
+        scaling=len(involved) + len(convolved),
+        flops=flops * (max(1, len(joined) - 1) + bool(removed or convolved)),
+        elements=prod(_extent(network, mode, operands) for mode in kept),
+        step=step,
+        convolved=convolved,
+        current=contraction[2],
+        remaining=_remaining(network, [*rest, result], left),
+    )
+    return row, result
+
+
+def _remaining(network: Network, terms: Sequence[_Term], texts: Sequence[str]) -> str:
+    """The expression that is left to evaluate."""
+    if len(terms) > 20:
+        return f"{len(terms)} values"
+    met = [mode for mode, c in network.convolutions.items() if sum(bool(c.carriers & t.operands) for t in terms) > 1]
+    return f"{','.join(texts)}->{_written(network.output)}" + (f"|{_written(met)}" if met else "")
+
+
+def _loop(network: Network, mode: str, sets: list[int]) -> int:
+    """How often a step runs through one mode."""
+    convolution = network.convolutions.get(mode)
+    if convolution is None:
+        return network.sizes[mode]
+    carrying = [operands for operands in sets if operands & convolution.carriers]
+    if len(carrying) == 2:
+        return taps_read(convolution, carrying[0], carrying[1])
+    return _extent(network, mode, carrying[0])
+
+
+def _naive_cost(network: Network, terms: Sequence[tuple[str, ...]]) -> int:
+    """All operands at once: every output entry reads every combination of filter entries."""
+    modes = {mode for term in terms for mode in term}
+    loops = 1
+    for mode in modes:
+        convolution = network.convolutions.get(mode)
+        loops *= network.sizes[mode] if convolution is None else convolution.length * prod(convolution.kernels)
+    inner = sum(map(len, terms)) > len(modes)
+    return loops * (max(1, len(terms) - 1) + inner)
+
+
+def _extent(network: Network, mode: str, operands: int) -> int:
+    convolution = network.convolutions.get(mode)
+    return network.sizes[mode] if convolution is None else max(convolution.extent(operands), 0)
+
+
+def _size(network: Network, mode: str) -> int:
+    convolution = network.convolutions.get(mode)
+    return network.sizes[mode] if convolution is None else convolution.n
+
+
+def _blas(network: Network, joined: list[_Term], result: _Term, removed: frozenset[str]) -> str | bool:
+    """opt_einsum's word for a step, asked in letters of its own."""
+    modes = sorted({mode for term in joined for mode in term.modes})
+    letters = {mode: get_symbol(number) for number, mode in enumerate(modes)}
+    inputs = ["".join(letters[mode] for mode in term.modes) for term in joined]
+    carried = [[bool(network.carriers[mode] & term.operands) for mode in term.modes] for term in joined]
+    if not all(map(all, carried)):
+        return False  # a mode of size 1 that is broadcast
+    word = blas.can_blas(inputs, "".join(letters[m] for m in result.modes), frozenset(letters[m] for m in removed))
+    return word if isinstance(word, str) else False
+
+
+def _flat(axes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(mode for axis in axes for mode in axis)
+
+
+def _distinct(axes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_flat(axes)))
+
+
+def _written(modes: Sequence[str]) -> str:
+    return "".join(map(written, modes))
+
+
+def _table(rows: Sequence[_Row], gradients: bool) -> list[str]:
+    current = min(max([len(row.current) for row in rows], default=7), 44)
+    shown = [", ".join(f"{c.mode} {c.n}*{c.kernel}->{c.length}" for c in row.convolved) for row in rows]
+    sizes = min(max([len(text) for text in shown], default=0), 30)
+    kinds = [row.step.kind if row.step else "sum" for row in rows]
+    kind = max([len(text) for text in kinds], default=4)
+    header = [f"{'scaling':>7}", f"{'kind':<{kind}}", f"{'current':>{current}}"]
+    if sizes:
+        sizes = max(sizes, len("convolved"))
+        header.append(f"{'convolved':<{sizes}}")
+    header += [f"{'forward':>9}", *([f"{'backward':>9}"] if gradients else [])]
+    start = "  ".join(header)
+    remaining = min(max([len("remaining"), *(len(row.remaining) for row in rows)]), max(WIDTH - len(start) - 2, 20))
+    rule = "-" * (len(start) + 2 + remaining)
+    lines = [rule, f"{start}  {'remaining':>{remaining}}", rule]
+    for row, name, convolved in zip(rows, kinds, shown, strict=True):
+        cells = [f"{row.scaling:>7}", f"{name:<{kind}}", f"{_shortened(row.current, current):>{current}}"]
+        if sizes:
+            cells.append(f"{_shortened(convolved, sizes):<{sizes}}")
+        cells.append(f"{_forward(row.step):>9}")
+        if gradients:
+            cells.append(f"{_number(row.step.backward_macs) if row.step else '':>9}")
+        cells.append(f"{_shortened(row.remaining, remaining):>{remaining}}")
+        lines.append("  ".join(cells))
+    return lines
+
+
+def _forward(step: Step | None) -> str:
+    if step is None:
+        return ""
+    return "folded" if step.folded else _number(step.macs)
+
+
+def _number(value: int | Decimal) -> str:
+    return f"{float(value):.3e}" if value < 10**300 else f"{Decimal(value):.3e}"
+
+
+def _shortened(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
