@@ -1,7 +1,7 @@
 """Messages are product: `errors/*.txt` holds calls that are mistakes, each with the exact text of its error.
 
-A file is the call in Python, where `torch`, `np` and `convein` are at hand and lines before it may set `x` and `w`; a line
-`---`; and the kind of the error with its whole text. The texts are written by hand: what a user should read is decided there.
+A file is a call in Python, where `torch`, `np` and `convein` are at hand, with lines before it that make its tensors; a
+line `---`; and the kind of the error with its whole text. The texts are approved by hand: they are what a user reads.
 """
 
 from __future__ import annotations
