@@ -35,20 +35,20 @@ def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
         return None
     tensors = []
     for position, operand in enumerate(operands):
+        array = np.asarray(operand)
         try:
-            tensors.append(torch.from_numpy(np.array(operand, copy=_needs_copy(operand))))
+            native = np.array(array, dtype=array.dtype.newbyteorder("="), copy=True if _is_foreign(array) else None)
+            tensors.append(torch.from_numpy(native))
         except TypeError as error:
             raise OperandError(
-                f"operand {position} is an array of dtype {operand.dtype}, which torch does not have"
+                f"operand {position} is an array of dtype {array.dtype}, which torch does not have"
             ) from error
     return tuple(tensors)
 
 
-def _needs_copy(array: Any) -> bool | None:
-    """torch takes neither negative strides nor read-only memory without a warning."""
-    if isinstance(array, np.generic) or not array.flags.writeable or any(step < 0 for step in array.strides):
-        return True
-    return None
+def _is_foreign(array: np.ndarray[Any, Any]) -> bool:
+    """Whether torch cannot share this memory: read-only, or with strides that are negative or split entries."""
+    return not array.flags.writeable or any(step < 0 or step % array.itemsize for step in array.strides)
 
 
 def _check_equal(operands: Sequence[torch.Tensor], equation: Equation, what: str) -> None:

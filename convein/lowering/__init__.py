@@ -23,7 +23,7 @@ def lower(plan: Plan, target: Target) -> Program:
         target: dtype and device it will run on.
     """
     network = plan.network
-    writer = Writer()
+    writer = Writer(None if target.is_inexact else target.dtype)
     parameters = tuple(f"x{position}" for position, o in enumerate(network.operands) if o.constant is None)
     sizes = _symbolic_sizes(network, writer)
     if network.is_zero:
@@ -56,7 +56,7 @@ def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes:
     """A zero result that every operand still has a (zero) gradient through: sums over nothing."""
     full = {mode: sizes[mode] if mode in sizes else network.final_size(mode) for mode in network.output}
     shape = tuple_text(product(full[mode] for mode in axes) for axes in network.output_axes)
-    nothing = " + ".join(f"{name}.flatten()[:0].sum()" for name in parameters)
+    nothing = " + ".join(f"{name}.flatten()[:0].sum({writer.sum_option[2:]})" for name in parameters)
     operands = [Value(name, (), {}) for name in parameters]
     total = writer.emit(nothing, operands, (), {})
     return writer.emit(f"{total.name}.expand({shape})", [total], network.output_axes, full)

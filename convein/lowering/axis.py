@@ -48,7 +48,7 @@ def fold(writer: Writer, y: Value, c: Correlation) -> Value:
     y = writer.isolate(y, c.mode)
     dim = y.find(c.mode)
     return writer.emit(
-        f"{y.name}.unflatten({dim}, ({times}, {length})).sum({dim})", [y], y.axes, {**y.sizes, c.mode: length}
+        f"{y.name}.unflatten({dim}, ({times}, {length})).sum({dim}{writer.sum_option})", [y], y.axes, {**y.sizes, c.mode: length}
     )
 
 

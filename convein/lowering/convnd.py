@@ -101,12 +101,11 @@ def _forward_line(c: Correlation) -> _Line:
         # Strides that jump over the whole signal: only zeros are read.
         total = c.stride * (c.size - 1) + c.reach + 1
         return _Line(0, 0, (0, total), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
-    lopsided = abs(lo - hi)
-    if lo != hi and (lopsided * 8 > c.size or (hi > lo and lopsided % c.stride)):
-        return _Line(start, length, (lo, hi), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
-    # A few surplus outputs cost less than a padded copy of the signal.
     padding = max(lo, hi)
     natural = (length + 2 * padding - c.reach - 1) // c.stride + 1
+    # A few surplus outputs cost less than a padded copy of the signal; often the stride passes over what is too much.
+    if lo != hi and ((natural - c.size) * 8 > c.size or (hi > lo and (hi - lo) % c.stride)):
+        return _Line(start, length, (lo, hi), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
     skip = (hi - lo) // c.stride if hi > lo else 0
     return _Line(
         start, length, (0, 0), padding, c.stride, c.dilation, after=(-skip, c.size - natural + skip), natural=natural, flip=c.flip

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import torch
+
 from convein.lowering.program import Statement
 
 # A size is a number, or the name of a variable that holds it where it is only known at run time.
@@ -63,10 +65,15 @@ def tuple_text(items: Iterable[object]) -> str:
 
 
 class Writer:
-    """Collects the statements of one program."""
+    """Collects the statements of one program.
 
-    def __init__(self) -> None:
+    Args:
+        sum_dtype: what sums are told to return, where torch would widen it.
+    """
+
+    def __init__(self, sum_dtype: torch.dtype | None = None) -> None:
         self.statements: list[Statement] = []
+        self.sum_option = f", dtype={sum_dtype}" if sum_dtype is not None else ""
 
     def emit(self, expression: str, uses: Iterable[Value], axes: Iterable[Axis], sizes: Mapping[str, Size]) -> Value:
         """Writes `name = expression` and returns the new value; sizes of modes that are gone are dropped."""
@@ -105,7 +112,7 @@ class Writer:
             value = self.split(value)
         places = [place for place, axis in enumerate(value.axes) if axis and gone.issuperset(axis)]
         kept = [axis for place, axis in enumerate(value.axes) if place not in places]
-        return self.emit(f"{value.name}.sum({tuple_text(places)})", [value], kept, value.sizes)
+        return self.emit(f"{value.name}.sum({tuple_text(places)}{self.sum_option})", [value], kept, value.sizes)
 
     def isolate(self, value: Value, mode: str) -> Value:
         """The value with an axis for this mode alone."""
