@@ -41,9 +41,7 @@ class _Line:
     flip: bool = False
 
 
-def convolve(
-    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]
-) -> Value:
+def convolve(writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]) -> Value:
     """One convolution call for all convolved pairs, of which x is the signal side; at most three of them."""
     by_mode = {correlation.mode: correlation for correlation in correlations}
     roles = _assign(x, w, by_mode, kept)
