@@ -10,6 +10,7 @@ from math import prod
 from types import MappingProxyType
 
 from convein.errors import ConveinWarning, OptionError, ShapeError, Span
+from convein.mistakes import as_names
 from convein.network import Network, Operand, SymbolicSize
 from convein.resolve import resolve_convolution
 from convein.syntax import ELLIPSIS, Dimension, Equation, Term
@@ -81,7 +82,11 @@ class _Solver:
     """Finds the size of every mode from the dimensions it appears in."""
 
     def __init__(
-        self, equation: Equation, axes: tuple[tuple[tuple[str, ...], ...], ...], shapes: Sequence[OpenShape], convolved: frozenset[str]
+        self,
+        equation: Equation,
+        axes: tuple[tuple[tuple[str, ...], ...], ...],
+        shapes: Sequence[OpenShape],
+        convolved: frozenset[str],
     ) -> None:
         self.equation = equation
         self.axes = axes
@@ -300,9 +305,12 @@ def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[Op
         written = [d for d in term.dimensions if d.modes != (ELLIPSIS,)]
         if len(shape) < len(written) or (len(shape) > len(written) and len(written) == len(term.dimensions)):
             at_least = "at least " if len(written) != len(term.dimensions) else ""
-            hint = None
+            hint = as_names(equation.text)
             if len(shape) > len(written) and not at_least:
-                hint = "dimensions that are not named are written ...: " + f"...{equation.text[term.span.start : term.span.end]}"
+                hint = (
+                    "dimensions that are not named are written ...: "
+                     f"...{equation.text[term.span.start : term.span.end]}"
+                )
             raise ShapeError(
                 f"operand {position} has {_count(len(shape), 'dimension')}, shape {shape}, and its modes name {at_least}{len(written)}",
                 text=equation.text,
