@@ -3,6 +3,7 @@
 One string says what is multiplied, summed and convolved; `conv_einsum` returns exactly that tensor, in the cheapest order.
 """
 
+from convein import dialects
 from convein.cache import cache_clear, cache_info
 from convein.dialect import Dialect
 from convein.errors import (
@@ -38,5 +39,6 @@ __all__ = [
     "contract_expression",
     "contract_path",
     "conv_einsum",
+    "dialects",
     "parse",
 ]
