@@ -1,6 +1,7 @@
 """convein: a compiler for multilinear expressions with convolutions, on PyTorch.
 
-One string says what is multiplied, summed and convolved; `conv_einsum` returns exactly that tensor, in the cheapest order.
+One string says what is multiplied, summed and convolved; `conv_einsum` returns exactly that tensor, in the cheapest
+order.
 """
 
 from convein import dialects

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from types import MappingProxyType
 
-from convein.errors import ConveinWarning, OptionError, ShapeError, Span
+from convein.equation import ELLIPSIS, Equation, Term
+from convein.errors import ConveinWarning, OptionError, ShapeError
 from convein.mistakes import as_names
-from convein.network import Network, Operand, SymbolicSize
+from convein.network import Network, Operand
+from convein.options import as_integer, shown
 from convein.resolve import resolve_convolution
-from convein.syntax import ELLIPSIS, Dimension, Equation, Term
-
-Shape = tuple[int, ...]
-OpenShape = tuple[int | None, ...]
-# A size that is one per network, or one per operand for convolved modes (a signal and its filters differ).
-Key = str | tuple[str, int]
+from convein.sizes import Axes, OpenShape, SizeSolver
 
 
 def bind(
@@ -45,7 +39,7 @@ def bind(
     symbolic |= {(j, a) for j, shape in enumerate(open_shapes) for a, size in enumerate(shape) if size is None}
     depth = _ellipsis_depth(equation, open_shapes)
     axes = tuple(_expand(term, len(shape)) for term, shape in zip(equation.inputs, open_shapes, strict=True))
-    solver = _Solver(equation, axes, open_shapes, frozenset(convolved.mode for convolved in equation.convolved))
+    solver = SizeSolver(equation, axes, open_shapes)
     solver.solve(_checked_sizes(equation, axes, sizes), free_hint)
     operands = tuple(
         Operand(axis_modes, solver.shape(position), solver.kept_modes(position), term.constant)
@@ -68,227 +62,6 @@ def bind(
     )
 
 
-@dataclass(slots=True)
-class _Fact:
-    """One dimension of one operand: the product of these keys is `size`, where that is known."""
-
-    operand: int
-    axis: int
-    keys: tuple[Key, ...]
-    size: int | None
-
-
-class _Solver:
-    """Finds the size of every mode from the dimensions it appears in."""
-
-    def __init__(
-        self,
-        equation: Equation,
-        axes: tuple[tuple[tuple[str, ...], ...], ...],
-        shapes: Sequence[OpenShape],
-        convolved: frozenset[str],
-    ) -> None:
-        self.equation = equation
-        self.axes = axes
-        self.convolved = convolved
-        self.known: dict[Key, int] = {}
-        self.source: dict[Key, tuple[int, int]] = {}
-        self.facts = [
-            _Fact(j, a, tuple((m, j) if m in convolved else m for m in modes), size)
-            for j, (operand, shape) in enumerate(zip(axes, shapes, strict=True))
-            for a, (modes, size) in enumerate(zip(operand, shape, strict=True))
-        ]
-        composed = {key for fact in self.facts if len(fact.keys) != 1 for key in fact.keys}
-        self.rigid = composed | set(_output_composed(equation))
-
-    def solve(self, sizes: Mapping[str, int], free_hint: int) -> None:
-        for mode, size in sizes.items():
-            if mode not in self.convolved:
-                self.known[mode] = size
-        self._single()
-        self._free(free_hint)
-        for mode in self.convolved & set(sizes):
-            self._signal_size(mode, sizes[mode])
-        pending = [fact for fact in self.facts if len(fact.keys) > 1]
-        while pending:
-            waiting = [fact for fact in pending if not self._composed(fact)]
-            if len(waiting) == len(pending):
-                self._underdetermined(waiting[0])
-            pending = waiting
-
-    def kept_modes(self, operand: int) -> tuple[str, ...]:
-        """The distinct modes of an operand, without those that broadcast along it."""
-        kept: dict[str, None] = {}
-        for fact in self.facts:
-            if fact.operand == operand:
-                for key in fact.keys:
-                    mode = key if isinstance(key, str) else key[0]
-                    if len(fact.keys) > 1 or fact.size in (None, self.known[key]):
-                        kept[mode] = None
-        return tuple(kept)
-
-    def shape(self, operand: int) -> Shape:
-        """The sizes of an operand's dimensions, free ones as they are planned."""
-        facts = [fact for fact in self.facts if fact.operand == operand]
-        return tuple(prod(self.known[key] for key in f.keys) if f.size is None else f.size for f in facts)
-
-    def symbolic_sizes(self, symbolic: frozenset[tuple[int, int]]) -> tuple[SymbolicSize, ...]:
-        found = []
-        for key, (operand, axis) in self.source.items():
-            if isinstance(key, str) and (operand, axis) in symbolic:
-                modes = self.axes[operand][axis]
-                if not any(mode in self.convolved for mode in modes):
-                    divisors = tuple(mode for mode in modes if mode != key)
-                    found.append(SymbolicSize(key, operand, axis, divisors))
-        fixed = {
-            fact.keys[0]
-            for fact in self.facts
-            if len(fact.keys) == 1 and (fact.operand, fact.axis) not in symbolic and fact.size != 1
-        }
-        return tuple(size for size in found if size.mode not in fixed)
-
-    def _free(self, hint: int) -> None:
-        """Free dimensions of one mode: another operand knows the size, or it is read at run time."""
-        for fact in self.facts:
-            if fact.size is not None:
-                continue
-            for key in fact.keys:
-                if not isinstance(key, str):
-                    raise ShapeError(
-                        f"the size of mode {key[0]} is free in operand {fact.operand}, and it is convolved",
-                        text=self.equation.text,
-                        spans=_places(self.equation, fact.operand, key[0]),
-                        hint="only modes that are not convolved can have None as their size",
-                    )
-            unknown = {key for key in fact.keys if key not in self.source}
-            if len(fact.keys) == 1 and unknown:
-                self.known.setdefault(fact.keys[0], hint)
-                self.source[fact.keys[0]] = (fact.operand, fact.axis)
-
-    def _single(self) -> None:
-        """Dimensions of one mode; a size of 1 broadcasts against any other."""
-        for fact in self.facts:
-            if len(fact.keys) != 1 or fact.size is None:
-                continue
-            key = fact.keys[0]
-            before = self.known.get(key)
-            if before is None or (before == 1 and fact.size != 1 and self._broadcasts(key)):
-                self.known[key] = fact.size
-                self.source[key] = (fact.operand, fact.axis)
-            elif before != fact.size and not (fact.size == 1 and self._broadcasts(key)):
-                self._clash(key, before, fact)
-        self._diagonals()
-
-    def _diagonals(self) -> None:
-        """A mode twice in one operand is its diagonal: there a 1 does not broadcast."""
-        seen: dict[tuple[int, Key], int] = {}
-        for fact in self.facts:
-            if len(fact.keys) == 1 and fact.size is not None:
-                first = seen.setdefault((fact.operand, fact.keys[0]), fact.size)
-                if first != fact.size:
-                    mode = _name(fact.keys[0])
-                    raise ShapeError(
-                        f"mode {mode} is {first} and {fact.size} in operand {fact.operand}",
-                        text=self.equation.text,
-                        spans=_places(self.equation, fact.operand, mode),
-                        hint="a mode that is repeated in one operand is its diagonal, so both sizes must be equal",
-                    )
-
-    def _broadcasts(self, key: Key) -> bool:
-        return isinstance(key, str) and key not in self.rigid
-
-    def _signal_size(self, mode: str, size: int) -> None:
-        """`sizes` of a convolved mode is its signal's: the operand that the option names, else the first one open."""
-        carriers = [fact.operand for fact in self.facts if any(_name(key) == mode for key in fact.keys)]
-        option = next(c.options.signal for c in self.equation.convolved if c.mode == mode)
-        open_ones = [j for j in carriers if (mode, j) not in self.known]
-        signal = carriers[0]
-        if isinstance(option, int) and option in carriers:
-            signal = option
-        elif option == "largest" and open_ones:
-            signal = open_ones[0]
-        before = self.known.setdefault((mode, signal), size)
-        if before != size and option != "largest":
-            raise ShapeError(
-                f"the signal's mode {mode} is {size} in sizes= and {before} in operand {signal}",
-                text=self.equation.text,
-                spans=_places(self.equation, signal, mode),
-            )
-
-    def _composed(self, fact: _Fact) -> bool:
-        """Checks a composed dimension, or solves its one unknown; False while more than one is open."""
-        unknown = {key for key in fact.keys if key not in self.known}
-        if len(unknown) > 1:
-            return False
-        if fact.size is None:
-            if unknown:
-                self._underdetermined(fact)
-            return True
-        rest = prod(self.known[key] for key in fact.keys if key in self.known)
-        if not unknown:
-            if rest != fact.size:
-                self._wrong_product(fact)
-            return True
-        (key,) = unknown
-        times = Counter(fact.keys)[key]
-        size = round((fact.size / rest) ** (1 / times)) if rest else 0
-        if rest * size**times != fact.size or rest == 0:
-            self._wrong_product(fact)
-        self.known[key] = size
-        self.source[key] = (fact.operand, fact.axis)
-        return True
-
-    def _clash(self, key: Key, before: int, fact: _Fact) -> None:
-        mode = _name(key)
-        text = self.equation.text
-        if key not in self.source:
-            raise ShapeError(
-                f"mode {mode} is {before} in sizes= and {fact.size} in operand {fact.operand}",
-                text=text,
-                spans=_places(self.equation, fact.operand, mode),
-            )
-        other = self.source[key][0]
-        if other == fact.operand:
-            self._diagonals()
-        hint = None
-        if isinstance(key, str) and not mode.startswith(ELLIPSIS) and mode not in self.rigid:
-            bar = "".join(_written(name) for name in [*(c.mode for c in self.equation.convolved), mode])
-            hint = f"to convolve along {mode}, write it after the bar: |{bar}"
-        elif key in self.rigid:
-            hint = "a mode that is part of a composed dimension does not broadcast"
-        raise ShapeError(
-            f"mode {_described(mode)} is {before} in operand {other} and {fact.size} in operand {fact.operand}",
-            text=text,
-            spans=[*_places(self.equation, other, mode), *_places(self.equation, fact.operand, mode)],
-            hint=hint,
-        )
-
-    def _wrong_product(self, fact: _Fact) -> None:
-        parts = ", ".join(
-            f"{_name(key)}={self.known[key]}" if key in self.known else f"{_name(key)}=?" for key in fact.keys
-        )
-        raise ShapeError(
-            f"dimension {fact.axis} of operand {fact.operand} has size {fact.size}, which is not the product of its modes ({parts})",
-            text=self.equation.text,
-            spans=_dimension_spans(self.equation, fact),
-        )
-
-    def _underdetermined(self, fact: _Fact) -> None:
-        open_modes = list(dict.fromkeys(_name(key) for key in fact.keys if key not in self.known))
-        filters = [m for m in open_modes if m in self.convolved]
-        suggestion = ", ".join(f"{mode}=..." for mode in open_modes[1:])
-        hint = f"give all but one of them: sizes=dict({suggestion})"
-        if filters and len(open_modes) == 1:
-            hint = f"sizes= is the signal's size of {filters[0]}; a filter's is read from its own dimension"
-        raise ShapeError(
-            f"dimension {fact.axis} of operand {fact.operand} has size {fact.size}, and nothing tells how it splits "
-            f"into {' and '.join(open_modes)}",
-            text=self.equation.text,
-            spans=_dimension_spans(self.equation, fact),
-            hint=hint,
-        )
-
-
 def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[OpenShape, ...]:
     """The shapes of all operands, those that the language supplies included; checks number and rank."""
     passed = [term for term in equation.inputs if term.constant is None]
@@ -306,13 +79,12 @@ def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[Op
         if len(shape) < len(written) or (len(shape) > len(written) and len(written) == len(term.dimensions)):
             at_least = "at least " if len(written) != len(term.dimensions) else ""
             hint = as_names(equation.text)
-            if len(shape) > len(written) and not at_least:
-                hint = (
-                    "dimensions that are not named are written ...: "
-                     f"...{equation.text[term.span.start : term.span.end]}"
-                )
+            if hint is None and len(shape) > len(written):
+                named = equation.text[term.span.start : term.span.end]
+                hint = f"dimensions that are not named are written ...: ...{named}"
             raise ShapeError(
-                f"operand {position} has {_count(len(shape), 'dimension')}, shape {shape}, and its modes name {at_least}{len(written)}",
+                f"operand {position} has {_count(len(shape), 'dimension')}, shape {shape}, "
+                f"and its modes name {at_least}{len(written)}",
                 text=equation.text,
                 spans=[term.span],
                 hint=hint,
@@ -329,12 +101,12 @@ def _ellipsis_depth(equation: Equation, shapes: Sequence[OpenShape]) -> int:
     return max(depths, default=0)
 
 
-def _batch_modes(depth: int) -> tuple[tuple[str, ...], ...]:
+def _batch_modes(depth: int) -> Axes:
     """The modes that `...` stands for: numbered from the right, where they are aligned."""
     return tuple((f"{ELLIPSIS}{place}",) for place in reversed(range(depth)))
 
 
-def _expand(term: Term, rank: int) -> tuple[tuple[str, ...], ...]:
+def _expand(term: Term, rank: int) -> Axes:
     axes: list[tuple[str, ...]] = []
     for dimension in term.dimensions:
         if dimension.modes == (ELLIPSIS,):
@@ -344,36 +116,29 @@ def _expand(term: Term, rank: int) -> tuple[tuple[str, ...], ...]:
     return tuple(axes)
 
 
-def _expand_output(term: Term, depth: int) -> tuple[tuple[str, ...], ...]:
+def _expand_output(term: Term, depth: int) -> Axes:
     return _expand(term, len(term.dimensions) - 1 + depth)
 
 
-def _output_composed(equation: Equation) -> list[str]:
-    return [mode for d in equation.output.dimensions if len(d.modes) > 1 for mode in d.modes]
-
-
-def _checked_sizes(
-    equation: Equation, axes: tuple[tuple[tuple[str, ...], ...], ...], sizes: Mapping[str, int] | None
-) -> dict[str, int]:
+def _checked_sizes(equation: Equation, axes: tuple[Axes, ...], sizes: Mapping[str, int] | None) -> dict[str, int]:
     """The `sizes` argument, its names and values checked."""
-    if sizes is None:
-        return {}
-    if not isinstance(sizes, Mapping):
-        raise OptionError(f"sizes= is {sizes!r}", hint='sizes= is a dict from mode to size: sizes={"s1": 4}')
-    present = dict.fromkeys(mode for operand in axes for axis in operand for mode in axis)
+    present = dict.fromkeys(m for operand in axes for axis in operand for m in axis if not m.startswith(ELLIPSIS))
     checked = {}
-    for name, size in sizes.items():
-        mode = str(name)
-        if mode not in present or mode.startswith(ELLIPSIS):
-            listed = ", ".join(m for m in present if not m.startswith(ELLIPSIS))
+    for mode, given in (sizes or {}).items():
+        if mode not in present:
             raise OptionError(
-                f"sizes= names {name!r}, which is not a mode of the expression",
+                f"sizes= names {shown(mode)}, which is not a mode of the expression",
                 text=equation.text,
-                hint=f"its modes are {listed}",
+                hint=f"its modes are {', '.join(present)}",
             )
-        if isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0:
-            raise OptionError(f"sizes= gives {size!r} for mode {mode}", hint="a size is an integer, 0 or more")
-        checked[mode] = size.__index__()
+        size = as_integer(given)
+        if size is None or size < 0:
+            raise OptionError(
+                f"sizes= gives {shown(given)} for mode {mode}",
+                text=equation.text,
+                hint="a size is an integer, 0 or more",
+            )
+        checked[mode] = size
     return checked
 
 
@@ -381,38 +146,11 @@ def _warn_about_signal(equation: Equation, mode: str, given: frozenset[str], fou
     (first, size), longest = found[0], max(found, key=lambda carrier: carrier[1])
     if "signal" not in given and size < longest[1]:
         warnings.warn(
-            f"{equation.text}: the signal of mode {mode} is operand {first} (size {size}), the first that carries it, and "
-            f'operand {longest[0]} is longer (size {longest[1]}); say signal="first" or signal="largest"',
+            f"{equation.text}: the signal of mode {mode} is operand {first} (size {size}), the first that carries it, "
+            f'and operand {longest[0]} is longer (size {longest[1]}); say signal="first" or signal="largest"',
             ConveinWarning,
             stacklevel=2,
         )
-
-
-def _places(equation: Equation, operand: int, mode: str) -> list[Span]:
-    """Where an operand names a mode."""
-    dimensions = equation.inputs[operand].dimensions
-    if mode.startswith(ELLIPSIS):
-        mode = ELLIPSIS
-    return [span for d in dimensions for name, span in zip(d.modes, d.spans, strict=True) if name == mode]
-
-
-def _dimension_spans(equation: Equation, fact: _Fact) -> list[Span]:
-    """The place of a composed dimension in the text (an ellipsis before it shifts its axis)."""
-    wanted = tuple(_name(key) for key in fact.keys)
-    dimensions: list[Dimension] = [d for d in equation.inputs[fact.operand].dimensions if d.modes == wanted]
-    return [d.span for d in dimensions[:1]]
-
-
-def _name(key: Key) -> str:
-    return key if isinstance(key, str) else key[0]
-
-
-def _written(mode: str) -> str:
-    return mode if len(mode) == 1 else f"({mode})"
-
-
-def _described(mode: str) -> str:
-    return f"... (dimension {int(mode[3:]) + 1} from the right)" if mode.startswith(ELLIPSIS) else mode
 
 
 def _count(number: int, noun: str) -> str:

@@ -35,7 +35,7 @@ class Expression:
     device: torch.device
     _function: Callable[..., Any] = field(repr=False)
     _folded: tuple[torch.Tensor, ...] = field(repr=False)
-    _fixed: tuple[tuple[int, ...], ...] | None = field(repr=False)
+    _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype], ...] = field(repr=False)
 
     @property
     def plan(self) -> Plan:
@@ -70,11 +70,11 @@ class Expression:
             OperandError: something is not a tensor, or mixes dtypes or devices.
         """
         try:
-            if tuple([x.shape for x in operands]) != self._fixed or not all([x.dtype is self.dtype for x in operands]):
-                return self._checked_call(operands)
-        except AttributeError:
-            return self._checked_call(operands)
-        return self._function(*operands, *self._folded)
+            if tuple([(x.shape, x.dtype) for x in operands]) == self._fixed:
+                return self._function(*operands, *self._folded)
+        except AttributeError:  # not a tensor: the long way says what it is
+            pass
+        return self._checked_call(operands)
 
     def __str__(self) -> str:
         return self.explain()
@@ -86,15 +86,19 @@ class Expression:
         equation = self.network.equation
         if len(operands) != len(self.positions):
             raise ShapeError(
-                f"this expression takes {len(self.positions)} operands, and {len(operands)} were passed", text=equation.text
+                f"this expression takes {len(self.positions)} operands, and {len(operands)} were passed",
+                text=equation.text,
             )
         check_operands(operands, equation)
         for position, operand, shape in zip(self.positions, operands, self.shapes, strict=True):
             wrong = len(shape) != operand.dim()
-            if wrong or any(size is not None and size != given for size, given in zip(shape, operand.shape, strict=True)):
+            if wrong or any(
+                size is not None and size != given for size, given in zip(shape, operand.shape, strict=True)
+            ):
                 wanted = ", ".join("free" if size is None else str(size) for size in shape)
                 raise ShapeError(
-                    f"operand {position} has shape {tuple(operand.shape)}, and the expression was compiled for ({wanted})",
+                    f"operand {position} has shape {tuple(operand.shape)}, "
+                    f"and the expression was compiled for ({wanted})",
                     text=equation.text,
                     spans=[equation.inputs[position].span],
                     hint="None instead of a size leaves it free; other sizes need their own compile",
@@ -102,5 +106,7 @@ class Expression:
         for folded in self._folded[:1]:
             first = operands[0] if operands else folded
             if folded.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
-                raise OperandError(f"the constants have dtype {folded.dtype}, and the operands {first.dtype}", text=equation.text)
+                raise OperandError(
+                    f"the constants have dtype {folded.dtype}, and the operands {first.dtype}", text=equation.text
+                )
         return self._function(*operands, *self._folded)

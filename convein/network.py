@@ -143,7 +143,7 @@ class Network:
         return tuple(sorted(found, key=lambda part: part & -part))
 
     def graph(self) -> networkx.Graph:
-        """The hypergraph as a bipartite networkx graph: operands (ints) and modes (strings), an edge where one carries the other.
+        """The hypergraph as a bipartite networkx graph: operands (ints), modes (strings), an edge for each axis.
 
         Nodes have `kind` ("operand" or "mode"); modes have `size`, `convolved` and `kept`; edges have `size`.
         """
@@ -172,14 +172,7 @@ class Network:
             lines.append(f"  x{position}  {source} [{described}]")
         described = " ".join(f"{mode}={'?' if mode in free else ''}{self.final_size(mode)}" for mode in self.output)
         lines.append(f"  out [{described}]")
-        for convolution in self.convolutions.values():
-            filters = ", ".join(f"x{j}[{k}]" for j, k in zip(convolution.filters, convolution.kernels, strict=True))
-            kind = "transposed " if convolution.transposed else ""
-            lines.append(
-                f"  {kind}convolution {convolution.mode}: x{convolution.signal}[{convolution.n}] by {filters or 'nothing'}, "
-                f"stride {convolution.stride}, dilation {convolution.dilation}, padding ({convolution.lo}, {convolution.hi}) "
-                f"{convolution.padding_mode}{', flipped' if convolution.flip else ''} -> {convolution.length}"
-            )
+        lines.extend(f"  {convolution}" for convolution in self.convolutions.values())
         return "\n".join(lines)
 
     def _operand_size(self, mode: str, position: int) -> int:

@@ -1,6 +1,6 @@
 """The whole road on one page, and what a user calls: `conv_einsum`, `contract_path`, `compile`.
 
-    text --parse--> Equation --bind--> Network --plan--> Plan --lower--> Program --run--> tensor
+text --parse--> Equation --bind--> Network --plan--> Plan --lower--> Program --run--> tensor
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from convein.binding import bind
 from convein.errors import OperandError
 from convein.execution import load
 from convein.expression import Expression
-from convein.interleaved import interleaved
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.network import Network
@@ -45,7 +44,7 @@ def conv_einsum(
     padding_mode: Any = UNSET,
     transposed: Any = UNSET,
     output_padding: Any = UNSET,
-    optimize: Optimize = "auto",
+    optimize: Any = "auto",
     cost: Any = "auto",
     memory_limit: Any = None,
     checkpoint: Any = False,
@@ -61,10 +60,17 @@ def conv_einsum(
     Args:
         expression: `"inputs -> output | convolved modes"`, or the first operand of the interleaved form
             `conv_einsum(x, [0, 1], y, [1, 2], [0, 2], convolved=[1])`.
-        operands: one torch tensor for each input; all numpy arrays gives a numpy array.
+        *operands: one torch tensor for each input; all numpy arrays gives a numpy array.
         sizes: sizes of modes that the shapes leave open, by name (for a convolved mode the signal's).
         convolved: the convolved modes of the interleaved form.
-        stride, dilation, padding, flip, signal, padding_mode, transposed, output_padding: how modes are convolved.
+        stride: step between the signal indices that neighbouring outputs read.
+        dilation: step between the signal indices that neighbouring filter entries read.
+        padding: "same", "valid", "full", a number for both sides, or in a dict a pair `(lo, hi)`.
+        flip: reverse every filter first: true convolution, as np.convolve.
+        signal: "first", "largest" or the position of the operand that is the signal.
+        padding_mode: "zeros", "circular", "reflect" or "replicate".
+        transposed: the adjoint, as F.conv_transposeNd.
+        output_padding: extra length of a transposed convolution's output.
         optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
             cotengra, or an explicit path.
         cost: what the search minimises: "auto", "flops", "training", "memory", or a callable.
@@ -72,6 +78,7 @@ def conv_einsum(
         checkpoint: True keeps only the operands for the backward pass and computes the rest again.
         backend: "auto" or "torch".
         dialect: rules added to the language.
+        **unknown: refused, with the right name.
 
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
@@ -98,13 +105,17 @@ def conv_einsum(
 
 
 def contract_path(
-    expression: Any, *operands: Any, grad: bool | Sequence[int] | None = None, shapes: bool | None = None, **options: Any
+    expression: Any,
+    *operands: Any,
+    grad: bool | Sequence[int] | None = None,
+    shapes: bool | None = None,
+    **options: Any,
 ) -> tuple[list[tuple[int, ...]], PathInfo]:
     """The order in which `conv_einsum` would evaluate an expression, and what it costs; nothing is computed.
 
     Args:
         expression: as for `conv_einsum`.
-        operands: tensors, or shapes such as `(4, 7, 9)`.
+        *operands: tensors, or shapes such as `(4, 7, 9)`.
         grad: which operands need gradients: True, False or positions; None asks the tensors.
         shapes: accepted as opt_einsum does; shapes are recognised without it.
         **options: those of `conv_einsum`.
@@ -114,11 +125,13 @@ def contract_path(
     """
     request, operands = _request(expression, operands, options)
     network = _bind_shapes(request, operands, shapes)
-    planned = plan(network, optimize=request.optimize, cost=request.cost, needs_grad=_needs_grad(operands, grad, network))
+    planned = plan(
+        network, optimize=request.optimize, cost=request.cost, needs_grad=_needs_grad(operands, grad, network)
+    )
     return list(planned.path), path_info(planned)
 
 
-def compile(  # noqa: A001 - the name users of torch.compile and re.compile expect
+def compile(
     expression: Any,
     *operands: Any,
     constants: Mapping[int, torch.Tensor] | Sequence[int] | None = None,
@@ -131,11 +144,12 @@ def compile(  # noqa: A001 - the name users of torch.compile and re.compile expe
 
     Args:
         expression: as for `conv_einsum`.
-        operands: a shape or a tensor for each input; None in a shape is a free size. A constant's tensor stands here, or
-            in `constants`.
+        *operands: a shape or a tensor for each input; None in a shape is a free size. A constant's tensor stands here,
+            or in `constants`.
         constants: `{position: tensor}`, or the positions of operands passed as tensors: what depends on them alone is
             computed now, once, and no gradient goes to them.
-        dtype, device: of the operands to come; by default those of the tensors given, else torch's default.
+        dtype: of the operands to come; by default that of the tensors given, else torch's default.
+        device: likewise.
         grad: which operands will need gradients: True, False or positions; None asks the tensors.
         **options: those of `conv_einsum`.
 
@@ -156,7 +170,11 @@ def compile(  # noqa: A001 - the name users of torch.compile and re.compile expe
         folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
     passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
     free = {(size.operand, size.axis) for size in network.symbolic} | {
-        (j, axis) for j, operand in enumerate(operands) if isinstance(operand, tuple) for axis, n in enumerate(operand) if n is None
+        (j, axis)
+        for j, operand in enumerate(operands)
+        if isinstance(operand, tuple)
+        for axis, n in enumerate(operand)
+        if n is None
     }
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
     return Expression(
@@ -167,7 +185,7 @@ def compile(  # noqa: A001 - the name users of torch.compile and re.compile expe
         device=where,
         _function=_callable(after, request),
         _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
-        _fixed=None if any(None in shape for shape in shapes) else shapes,
+        _fixed=tuple((shape, dtype) for shape in shapes),
     )
 
 
@@ -187,7 +205,9 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
     arrays = from_numpy(operands)
     if arrays is not None:
         return conv_einsum(expression, *arrays, **given).numpy(force=True)
-    is_symbolic = any(isinstance(size, torch.SymInt) for x in operands if isinstance(x, torch.Tensor) for size in x.shape)
+    is_symbolic = any(
+        isinstance(size, torch.SymInt) for x in operands if isinstance(x, torch.Tensor) for size in x.shape
+    )
     if key is None and not is_symbolic and all(isinstance(x, torch.Tensor) for x in operands):
         metas = [(x.shape, x.dtype, x.device, x.requires_grad) for x in operands]
         key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
@@ -265,7 +285,9 @@ def _request(expression: Any, operands: Sequence[Any], options: Mapping[str, Any
 
 def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None = None) -> Network:
     if shapes and any(isinstance(operand, torch.Tensor) for operand in operands):
-        raise OperandError("shapes=True was given with tensors", hint="leave shapes= out: shapes are recognised without it")
+        raise OperandError(
+            "shapes=True was given with tensors", hint="leave shapes= out: shapes are recognised without it"
+        )
     known = [tuple(operand.shape) if isinstance(operand, torch.Tensor) else operand for operand in operands]
     return bind(request.equation, known, dict(request.sizes), free_hint=DEFAULT_HINT)
 
@@ -303,7 +325,11 @@ def _needs_grad(operands: Sequence[Any], grad: bool | Sequence[int] | None, netw
 def _check_constants(request: Request, dtype: torch.dtype) -> None:
     """Operands that the language supplies must be exact in the operands' dtype."""
     for term in request.equation.inputs:
-        if term.constant is not None and not term.constant.value.is_integer() and not (dtype.is_floating_point or dtype.is_complex):
+        if (
+            term.constant is not None
+            and not term.constant.value.is_integer()
+            and not (dtype.is_floating_point or dtype.is_complex)
+        ):
             raise OperandError(
                 f"this expression multiplies by {term.constant.value:.6g}, which operands of dtype {dtype} cannot hold",
                 text=request.equation.text,

@@ -44,7 +44,9 @@ class Request:
     checkpoint: bool
 
 
-def make_request(expression: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> tuple[Request, tuple[Any, ...]]:
+def make_request(
+    expression: Any, arguments: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[Request, tuple[Any, ...]]:
     """The request of a call, and its operands.
 
     Args:
@@ -79,7 +81,7 @@ def make_request(expression: Any, arguments: Sequence[Any], options: Mapping[str
 
 
 def freeze(value: Any) -> Hashable:
-    """A value that can be part of a key: containers by content, what cannot be hashed by identity (kept alive by the key)."""
+    """A value that can be part of a key: containers by content, what cannot be hashed by identity."""
     if isinstance(value, Mapping):
         return ("dict", *((freeze(k), freeze(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
@@ -92,7 +94,7 @@ def freeze(value: Any) -> Hashable:
 
 
 class _Identity:
-    """An object as a key: equal to itself only."""
+    """An object as a key: equal to itself only, and kept alive by the key."""
 
     __slots__ = ("value",)
 
@@ -112,7 +114,9 @@ def grad_mask(grad: Any, count: int) -> int:
         return (1 << count) - 1 if grad else 0
     mask = 0
     if isinstance(grad, str) or not hasattr(grad, "__iter__"):
-        raise OptionError(f"grad={shown(grad)}", hint="grad is True, False, or the positions of operands that need gradients")
+        raise OptionError(
+            f"grad={shown(grad)}", hint="grad is True, False, or the positions of operands that need gradients"
+        )
     for position in grad:
         mask |= 1 << check_position(position, count, "grad")
     return mask
@@ -133,7 +137,9 @@ def check_shape(shape: Any, position: int) -> tuple[int | None, ...]:
         raise ShapeError(f"operand {position} is {shown(shape)}", hint="pass a tensor or a shape such as (4, 7, 9)")
     for size in shape:
         if size is not None and (isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0):
-            raise ShapeError(f"the shape of operand {position} has {shown(size)} in it", hint="a size is an integer, 0 or more")
+            raise ShapeError(
+                f"the shape of operand {position} has {shown(size)} in it", hint="a size is an integer, 0 or more"
+            )
     return tuple(None if size is None else int(size.__index__()) for size in shape)
 
 
@@ -147,7 +153,7 @@ def _check_planning(options: Mapping[str, Any]) -> None:
     if options["memory_limit"] is not None:
         raise OptionError(
             f"memory_limit={shown(options['memory_limit'])}: this version cannot limit memory",
-            hint='cost="memory" plans for the smallest intermediates, checkpoint=True keeps only the operands for backward',
+            hint='cost="memory" plans for small intermediates, checkpoint=True keeps only the operands for backward',
         )
     if not isinstance(options["checkpoint"], bool):
         raise OptionError(
@@ -155,7 +161,9 @@ def _check_planning(options: Mapping[str, Any]) -> None:
             hint="checkpoint is False, or True to keep only the operands for the backward pass",
         )
     if options["backend"] not in ("auto", "torch"):
-        raise OptionError(f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"')
+        raise OptionError(
+            f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"'
+        )
 
 
 def _unknown(name: str, value: Any) -> OptionError:

@@ -21,12 +21,14 @@ def resolve_convolution(equation: Equation, convolved: Convolved, carriers: list
         OptionError: an option does not fit these sizes.
     """
     mode, options = convolved.mode, convolved.options
-    signal = _signal(equation, convolved, carriers)
+    signal = _signal(options.signal, carriers)
     n = dict(carriers)[signal]
     filters = tuple((j, k) for j, k in carriers if j != signal)
     for j, k in filters:
         if k == 0:
-            raise ShapeError(f"mode {mode} of operand {j} is a filter of size 0", text=equation.text, spans=[convolved.span])
+            raise ShapeError(
+                f"mode {mode} of operand {j} is a filter of size 0", text=equation.text, spans=[convolved.span]
+            )
     reach = options.dilation * sum(k - 1 for _, k in filters)
     lo, hi = _padding(options, reach)
     if options.transposed:
@@ -56,21 +58,10 @@ def resolve_convolution(equation: Equation, convolved: Convolved, carriers: list
     )
 
 
-def _signal(equation: Equation, convolved: Convolved, carriers: list[tuple[int, int]]) -> int:
-    wanted = convolved.options.signal
-    if wanted == "first":
-        return carriers[0][0]
+def _signal(wanted: str | int, carriers: list[tuple[int, int]]) -> int:
     if wanted == "largest":
         return max(carriers, key=lambda carrier: carrier[1])[0]
-    if not isinstance(wanted, int) or wanted not in dict(carriers):
-        listed = ", ".join(str(j) for j, _ in carriers)
-        raise OptionError(
-            f"signal={wanted!r} of mode {convolved.mode}: operand {wanted} does not carry it",
-            text=equation.text,
-            spans=[convolved.span],
-            hint=f"the operands that carry {convolved.mode} are {listed}",
-        )
-    return wanted
+    return wanted if isinstance(wanted, int) else carriers[0][0]
 
 
 def _padding(options: ConvOptions, reach: int) -> tuple[int, int]:
@@ -94,7 +85,8 @@ def _check_extension(equation: Equation, convolved: Convolved, n: int, lo: int, 
     spans: list[Span] = [convolved.span]
     if options.padding_mode == "reflect" and max(lo, hi) >= n:
         raise OptionError(
-            f'padding_mode="reflect" of mode {convolved.mode}: the padding ({lo}, {hi}) must be smaller than the signal, {n}',
+            f'padding_mode="reflect" of mode {convolved.mode}: '
+            f"the padding ({lo}, {hi}) must be smaller than the signal, {n}",
             text=equation.text,
             spans=spans,
             hint='"replicate" and "circular" take any padding',

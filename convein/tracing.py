@@ -1,7 +1,7 @@
 """Calls inside torch.compile, torch.export and under fake tensors.
 
-Lark, the search and generated code cannot be traced, so the public calls enter a graph as one opaque function. Sizes that
-are symbols there are planned with their hints and read from the operands by the program itself.
+Lark, the search and generated code cannot be traced, so the public calls enter a graph as one opaque function. Sizes
+that are symbols there are planned with their hints and read from the operands by the program itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register() -> bool:
-    """Tells dynamo which functions are opaque: called at the first trace, so that importing convein does not import dynamo."""
+    """Tells dynamo which functions are opaque: at the first trace, so that importing convein imports no dynamo."""
     for function in _opaque:
-        torch.compiler.allow_in_graph(function)
+        torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
     return True
 
 
@@ -37,7 +37,7 @@ register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def plan_shapes(operands: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], frozenset[tuple[int, int]]]:
     """Shapes of plain numbers to plan with, and the `(operand, axis)` pairs where the number is only a hint."""
     shapes = []
-    symbolic = set()
+    symbolic: set[tuple[int, int]] = set()
     for position, operand in enumerate(operands):
         shape = []
         for axis, size in enumerate(operand.shape):

@@ -1,10 +1,10 @@
 """One convolved mode, and the window of addresses that each partial result keeps of it.
 
-Output index o of a mode reads the signal at ``i = s*o + d*(h_1 + ... + h_K) - lo``. Evaluated pairwise, a partial result that
-has met the signal and a subset A of the filters holds partial addresses ``t = i - d*sum_A(h)``. Only addresses that some
-output can still reach matter, and those form one interval that depends on A alone, never on the order in which A was met:
-that is what makes every order exact. A transposed mode reads the same formula from the other side: output index
-``s*i + d*sum(h) - lo``, partial addresses ``t = s*i + d*sum_A(h)``.
+Output index o of a mode reads the signal at ``i = s*o + d*(h_1 + ... + h_K) - lo``. Evaluated pairwise, a partial
+result that has met the signal and a subset A of the filters holds partial addresses ``t = i - d*sum_A(h)``. Only
+addresses that some output can still reach matter, and those form one interval that depends on A alone, never on the
+order in which A was met: that is what makes every order exact. A transposed mode reads the same formula from the other
+side: output index ``s*i + d*sum(h) - lo``, partial addresses ``t = s*i + d*sum_A(h)``.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ class Convolution:
         """All operands that carry the mode, as a bit set."""
         return _bits(self.filters) | 1 << self.signal
 
+    def __str__(self) -> str:
+        filters = ", ".join(f"x{j}[{k}]" for j, k in zip(self.filters, self.kernels, strict=True))
+        kind = "transposed " if self.transposed else ""
+        return (
+            f"{kind}convolution {self.mode}: x{self.signal}[{self.n}] by {filters or 'nothing'}, "
+            f"stride {self.stride}, dilation {self.dilation}, padding ({self.lo}, {self.hi}) {self.padding_mode}"
+            f"{', flipped' if self.flip else ''} -> {self.length}"
+        )
+
     def operand_size(self, operand: int) -> int:
         """Size of the mode in one of its carriers."""
         return self.n if operand == self.signal else self.kernels[self.filters.index(operand)]
@@ -119,7 +128,16 @@ class Convolution:
         n, kernel = self.taps(left), self.taps(right)
         # Filters merge by index addition, whatever the options: reversing both reverses the merged one.
         return Correlation(
-            self.mode, n >= kernel, max(n, kernel), min(n, kernel), 1, 1, 1, min(n, kernel) - 1, n + kernel - 1, flip=True
+            self.mode,
+            n >= kernel,
+            max(n, kernel),
+            min(n, kernel),
+            1,
+            1,
+            1,
+            min(n, kernel) - 1,
+            n + kernel - 1,
+            flip=True,
         )
 
     def alone(self) -> Correlation:

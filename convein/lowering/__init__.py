@@ -33,7 +33,11 @@ def lower(plan: Plan, target: Target) -> Program:
     for step in plan.steps:
         joined = step.left_set | step.right_set
         kept = frozenset(network.modes(joined))
-        values.append(_join(writer, values[step.left], values[step.right], network.join(step.left_set, step.right_set), kept, target))
+        values.append(
+            _join(
+                writer, values[step.left], values[step.right], network.join(step.left_set, step.right_set), kept, target
+            )
+        )
     result = writer.arrange(values[-1], network.output_axes)
     return inline(Program(plan, parameters, tuple(writer.statements), (result.name,)))
 
@@ -63,13 +67,15 @@ def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes:
 
 
 def _load(writer: Writer, network: Network, position: int, sizes: dict[str, Size]) -> Value:
-    """One operand with distinct modes: constants made, diagonals taken, modes that it alone carries summed or strided."""
+    """One operand with distinct modes: constants made, diagonals taken, modes of its own summed or strided."""
     operand = network.operands[position]
     own: dict[str, Size] = {
         mode: network.convolutions[mode].operand_size(position) if mode in network.convolutions else sizes[mode]
         for mode in operand.modes
     }
-    axes = tuple(tuple(m for m in axis_modes if m in own) if len(axis_modes) == 1 else axis_modes for axis_modes in operand.axes)
+    axes = tuple(
+        tuple(m for m in axis_modes if m in own) if len(axis_modes) == 1 else axis_modes for axis_modes in operand.axes
+    )
     if operand.constant is not None:
         like = next(f"x{j}" for j, o in enumerate(network.operands) if o.constant is None)
         call = f"{like}.new_full({operand.constant.shape}, {operand.constant.value!r})"
@@ -100,7 +106,12 @@ def _diagonals(writer: Writer, value: Value) -> Value:
 
 
 def _join(
-    writer: Writer, left: Value, right: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target
+    writer: Writer,
+    left: Value,
+    right: Value,
+    correlations: tuple[Correlation, ...],
+    kept: frozenset[str],
+    target: Target,
 ) -> Value:
     """One step: the pair's convolved modes are brought to one direction, then the fastest call that fits does it."""
     original = correlations
@@ -110,7 +121,7 @@ def _join(
         else:
             right = axis.extend(writer, right, c)
     correlations = tuple(axis.extended(c) for c in correlations)
-    x, w, correlations = _orient(writer, left, right, correlations, target)
+    x, w, correlations = _orient(writer, left, right, correlations)
     needed = kept | {c.mode for c in correlations}
     if correlations and fft.pays(x, w, correlations, kept, target):
         y = fft.convolve(writer, x, w, correlations, needed, target)
@@ -126,7 +137,7 @@ def _join(
 
 
 def _orient(
-    writer: Writer, left: Value, right: Value, correlations: tuple[Correlation, ...], target: Target
+    writer: Writer, left: Value, right: Value, correlations: tuple[Correlation, ...]
 ) -> tuple[Value, Value, tuple[Correlation, ...]]:
     """One value as the signal side of every convolved mode: modes that disagree exchange roles, or are unfolded."""
     sides = {c.signal_left for c in correlations}

@@ -48,7 +48,10 @@ def fold(writer: Writer, y: Value, c: Correlation) -> Value:
     y = writer.isolate(y, c.mode)
     dim = y.find(c.mode)
     return writer.emit(
-        f"{y.name}.unflatten({dim}, ({times}, {length})).sum({dim}{writer.sum_option})", [y], y.axes, {**y.sizes, c.mode: length}
+        f"{y.name}.unflatten({dim}, ({times}, {length})).sum({dim}{writer.sum_option})",
+        [y],
+        y.axes,
+        {**y.sizes, c.mode: length},
     )
 
 
@@ -132,9 +135,7 @@ def swap(writer: Writer, x: Value, w: Value, c: Correlation) -> tuple[Value, Val
     """
     if not c.flip:
         w = flip(writer, w, c.mode)
-    return x, w, replace(
-        c, signal_left=not c.signal_left, n=c.kernel, kernel=c.n, lo=c.n + c.lo - c.kernel, flip=True
-    )
+    return x, w, replace(c, signal_left=not c.signal_left, n=c.kernel, kernel=c.n, lo=c.n + c.lo - c.kernel, flip=True)
 
 
 def can_swap(c: Correlation) -> bool:
@@ -154,5 +155,4 @@ def _reflect(n: int, lo: int, hi: int) -> list[tuple[int, int, str]]:
 
 
 def _replicate(n: int, lo: int, hi: int) -> list[tuple[int, int, str]]:
-    pieces = [(0, 1, f"repeated {lo}")] * (lo > 0) + [(0, n, "")] + [(n - 1, 1, f"repeated {hi}")] * (hi > 0)
-    return pieces
+    return [(0, 1, f"repeated {lo}")] * (lo > 0) + [(0, n, "")] + [(n - 1, 1, f"repeated {hi}")] * (hi > 0)

@@ -1,7 +1,8 @@
 """Steps with convolved pairs as F.convNd and F.conv_transposeNd.
 
-Batch modes become groups, summed modes input channels, the filter's own modes output channels. Modes that only the signal
-has stay where they are as spatial axes with kernel size 1, as far as torch's three spatial axes reach: no permute for them.
+Batch modes become groups, summed modes input channels, the filter's own modes output channels. Modes that only the
+signal has stay where they are as spatial axes with kernel size 1, as far as torch's three spatial axes reach: no
+permute for them.
 """
 
 from __future__ import annotations
@@ -105,13 +106,12 @@ def _forward_line(c: Correlation) -> _Line:
     if lo != hi and ((natural - c.size) * 8 > c.size or (hi > lo and (hi - lo) % c.stride)):
         return _Line(start, length, (lo, hi), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
     skip = (hi - lo) // c.stride if hi > lo else 0
-    return _Line(
-        start, length, (0, 0), padding, c.stride, c.dilation, after=(-skip, c.size - natural + skip), natural=natural, flip=c.flip
-    )  # fmt: skip
+    after = (-skip, c.size - natural + skip)
+    return _Line(start, length, (0, 0), padding, c.stride, c.dilation, after=after, natural=natural, flip=c.flip)
 
 
 def _transposed_line(c: Correlation) -> _Line:
-    """A stride-1 correlation, of an upsampled signal or not, as what F.conv_transposeNd computes: a scatter, then a crop."""
+    """A stride-1 correlation, upsampled or not, as what F.conv_transposeNd computes: a scatter, then a crop."""
     natural = (c.n - 1) * c.upsample + c.reach + 1
     left = c.reach - c.lo
     right = natural - left - c.size

@@ -1,4 +1,4 @@
-"""Steps with convolved pairs by fast Fourier transforms: for filters so long that counting multiplications says nothing else."""
+"""Steps with convolved pairs by fast Fourier transforms, where filters are so long that this is faster."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from convein.lowering.target import Target
 from convein.lowering.writer import Value, Writer
 from convein.windows import Correlation
 
-# Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one core;
-# a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension. What a few
-# more calls cost, in nanoseconds. Only ratios matter, near the point where both ways are equal.
+# Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one
+# core; a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension.
+# What a few more calls cost, in nanoseconds. Only ratios matter, near the point where both ways are equal.
 TRANSFORM_RATE, PRODUCT_RATE = 8.0, 20.0
 CHANNEL_RATE, DENSE_RATE, DENSE_RATE_1D = 4.0, 240.0, 85.0
 OVERHEAD = 20_000.0

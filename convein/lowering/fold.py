@@ -15,8 +15,8 @@ def fold(program: Program, constants: frozenset[str]) -> tuple[Program, Program]
         constants: names of parameters whose tensors never change.
 
     Returns:
-        The program that takes the constants and returns what the rest needs of them (a tuple), and the rest, which takes
-        the other parameters and then those results.
+        The program that takes the constants and returns what the rest needs of them, and the rest, which takes the
+        other parameters and then those results.
     """
     known = set(constants)
     early, late = [], []

@@ -46,13 +46,15 @@ class Program:
         return f"{HEADER}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
 
     def _lines(self) -> list[str]:
-        """The statements, with `del` after the last use of what holds memory: a partial result must not outlive its step."""
+        """The statements, with `del` after the last use: a partial result must not outlive its step."""
         last_use = {name: place for place, statement in enumerate(self.statements) for name in statement.uses}
         made = {statement.target for statement in self.statements}
         lines = []
         for place, statement in enumerate(self.statements):
             lines.append(str(statement))
-            over = [n for n in dict.fromkeys(statement.uses) if n in made and last_use[n] == place and n not in self.results]
+            over = [
+                n for n in dict.fromkeys(statement.uses) if n in made and last_use[n] == place and n not in self.results
+            ]
             if over and place + 1 < len(self.statements):
                 lines.append(f"del {', '.join(over)}")
         return lines

@@ -26,7 +26,11 @@ def inline(program: Program) -> Program:
         for name in statement.uses:
             if name in waiting:
                 statement = _substituted(statement, waiting, name, done)
-        if uses[statement.target] == 1 and statement.target not in program.results and _LAYOUT.fullmatch(statement.expression):
+        if (
+            uses[statement.target] == 1
+            and statement.target not in program.results
+            and _LAYOUT.fullmatch(statement.expression)
+        ):
             waiting[statement.target] = statement
         else:
             done.append(statement)

@@ -1,14 +1,15 @@
 """Values with named axes, and the statements that move between their layouts.
 
 A `Value` knows which modes each axis of a variable holds, in the order the memory has them. A rule asks for the axes it
-needs with `arrange`; permutes and reshapes are written only then, from what is there to what is needed, so two of them never
-follow each other.
+needs with `arrange`; permutes and reshapes are written only then, from what is there to what is needed, so two of them
+never follow each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -140,7 +141,7 @@ class Writer:
 
 def _runs(axis: Axis, wanted: tuple[Axis, ...]) -> list[Axis]:
     """An axis cut only where the wanted axes need it: neighbours that stay neighbours stay merged."""
-    follows = {(first, second) for w in wanted for first, second in zip(w, w[1:], strict=False)}
+    follows = {(first, second) for w in wanted for first, second in pairwise(w)}
     runs: list[list[str]] = []
     for mode in axis:
         if runs and (runs[-1][-1], mode) in follows:
