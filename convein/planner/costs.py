@@ -118,7 +118,7 @@ def flops(pairs: Pairs) -> Any:
 
 def training(pairs: Pairs) -> Any:
     """Multiplications forward and backward: a side's gradient is needed if one of its operands requires it."""
-    return pairs.macs * (1.0 + pairs.left_grad + pairs.right_grad)
+    return pairs.macs * (1 + pairs.left_grad + pairs.right_grad)
 
 
 def size(pairs: Pairs) -> Any:

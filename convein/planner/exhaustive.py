@@ -15,18 +15,16 @@ import numpy as np
 
 from convein.planner.costs import Objective, Pairs, StepSizes
 from convein.planner.frame import Array, Frame
-
-# Sets of operands: a leaf, or what is joined.
-Tree = int | tuple["Tree", "Tree"]
+from convein.planner.order import Order
 
 MOST_LEAVES = 12
 
 
-def search_all(problem: Frame, objectives: Sequence[Objective]) -> Tree:
-    """The best tree over the leaves, each a place in `problem.leaves`."""
+def search_all(problem: Frame, objectives: Sequence[Objective]) -> Order:
+    """The best order."""
     count = len(problem.leaves)
     if count <= 2:
-        return 0 if count == 1 else (0, 1)
+        return ((0, 1),) if count == 2 else ()
     splits = _splits(count)
     pairs = _Tables(problem).pairs(splits.left, splits.right)
     allowed: Array = None
@@ -38,7 +36,7 @@ def search_all(problem: Frame, objectives: Sequence[Objective]) -> Tree:
         totals, chosen = _fill(splits, steps, objective.largest)
         if number + 1 < len(objectives):
             allowed = _stays_best(splits, steps, totals, objective.largest)
-    return _tree(chosen, (1 << count) - 1)
+    return _order(chosen, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,8 +156,15 @@ def _stays_best(splits: _Splits, steps: Array, totals: Array, largest: bool) -> 
     return values <= totals[splits.left | splits.right] * (1 + 1e-12)
 
 
-def _tree(chosen: Array, subset: int) -> Tree:
-    if subset & (subset - 1) == 0:
-        return subset.bit_length() - 1
-    left = int(chosen[subset])
-    return _tree(chosen, left), _tree(chosen, subset ^ left)
+def _order(chosen: Array, count: int) -> Order:
+    steps: list[tuple[int, int]] = []
+
+    def make(subset: int) -> int:
+        if subset & (subset - 1) == 0:
+            return subset.bit_length() - 1
+        left = int(chosen[subset])
+        steps.append((make(left), make(subset ^ left)))
+        return count + len(steps) - 1
+
+    make((1 << count) - 1)
+    return tuple(steps)
