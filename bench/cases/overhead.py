@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import opt_einsum
 import torch
@@ -15,7 +16,7 @@ MOST = 12e-6
 
 
 def _group(
-    name: str, expression: str, raw: Callable[..., torch.Tensor], *shapes: tuple[int, ...], **options: object
+    name: str, expression: str, raw: Callable[..., torch.Tensor], *shapes: tuple[int, ...], **options: Any
 ) -> Group:
     operands = [torch.randn(shape) for shape in shapes]
     compiled = convein.compile(expression, *operands, **options)

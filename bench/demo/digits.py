@@ -60,7 +60,7 @@ def trainer(network: Network, steps: int) -> Callable[[Tensor, Tensor], None]:
 def accuracy(network: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     """Share of the pictures whose highest score is the label's."""
     network.eval()
-    right = (network(pictures).argmax(1) == labels).float().mean().item()
+    right: float = (network(pictures).argmax(1) == labels).float().mean().item()
     network.train()
     return right
 
@@ -69,7 +69,7 @@ def show_plan() -> None:
     """The plan of the CP layer, and the multiplications of a training step of every layer in both orders."""
     cp, size = LAYERS[1], 8
     shapes = [(BATCH, cp.dense[1], size, size), *cp.factors]
-    _, info = convein.contract_path(cp.expression, *shapes, cost="training")
+    _, info = convein.contract_path(cp.expression, *shapes, grad=True)
     print(f"The plan of the {cp.name} layer\n\n{info}\n")
     print("Multiplications of one forward pass of a batch, by layer")
     print(f"  {'layer':14}{'searched order':>16}{'left to right':>16}{'ratio':>8}")

@@ -64,10 +64,8 @@ def main() -> bool:
             theirs = by_scipy(operands[0], padding_mode)
             error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
             good &= error <= tolerance
-            verdict = "" if error <= tolerance else f"  MORE THAN {tolerance}"
-            print(
-                f"  {dtype}, {padding_mode:8}  largest difference from scipy.ndimage {error:.1e} of the range{verdict}"
-            )
+            verdict = "at most" if error <= tolerance else "MORE THAN"
+            print(f"  {dtype}, {padding_mode:8}  differs from scipy.ndimage by {error:.1e}: {verdict} {tolerance}")
     before, after = save(photograph, "before.png"), save(0.5 + 12 * ours, "after.png")
     print(f"\nPictures: {before} and {after.name}")
     return good
