@@ -14,6 +14,9 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], ta
     batch = [mode for mode in left.modes if mode in right.modes and mode in kept]
     if not summed or not target.has_matmul:
         return writer.sum_out(multiply(writer, left, right), summed)
+    if len(summed) == len(left.modes) == len(right.modes):
+        a, b = (writer.arrange(value, (tuple(summed),)) for value in (left, right))
+        return writer.emit(f"torch.dot({a.name}, {b.name})", [a, b], (), {})
     if batch:
         return _batched(writer, left, right, tuple(batch), tuple(summed))
     return _single(writer, left, right, tuple(summed), target)
