@@ -1,0 +1,169 @@
+"""Frame -> order, by sets of leaves, cheapest first: exact for many operands that are sparsely connected.
+
+Sets of leaves are finished in the order of what it costs to make them, as in Knuth's generalisation of Dijkstra's
+algorithm: a finished set is joined with every finished set that is disjoint from it and shares a mode. Once all leaves
+are finished as one set, its cost is the minimum, because the sum (or the largest) of step costs that are not negative
+never falls by joining. What costs more than an order that is known already is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from convein.planner.costs import Objective, StepSizes
+from convein.planner.finished import TOTAL, FinishedSets, Joins
+from convein.planner.frame import Array, Frame
+from convein.planner.order import Order, score
+
+# Sums of floats in another order differ in their last digits.
+SLACK = 1 + 1e-9
+
+
+def search_connected(
+    problem: Frame, objectives: Sequence[Objective], known: Order, *, outer: bool = False, most: int | None = None
+) -> Order | None:
+    """The best order, or `known` if none is better; None if this takes to look at more than `most` pairs of sets.
+
+    Args:
+        problem: a connected network.
+        objectives: what to minimise.
+        known: any order; the cheaper it is, the faster the search.
+        outer: whether values that share no mode may be joined, too.
+        most: how many pairs may be looked at.
+    """
+    rules: list[_Rule] = []
+    for objective in objectives:
+        search = _Search(problem, objective, score(problem, known, [objective])[0], rules, outer)
+        last = objective is objectives[-1]
+        if not search.run(most, beyond=not last):
+            return None
+        known = search.order() or known
+        if not last:
+            rules.append(_Rule(objective, score(problem, known, [objective])[0], search.totals))
+    return known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rule:
+    """Which steps keep an earlier objective at its `minimum`; `totals` are its least values for the sets that matter."""
+
+    objective: Objective
+    minimum: float
+    totals: Mapping[int, float]
+
+
+class _Search:
+    """One pass, for one objective."""
+
+    def __init__(
+        self, problem: Frame, objective: Objective, bound: float, rules: Sequence[_Rule], outer: bool
+    ) -> None:
+        self.problem, self.objective, self.rules, self.outer = problem, objective, rules, outer
+        self.bound = bound * SLACK
+        self.everything = (1 << len(problem.leaves)) - 1
+        self.sets = FinishedSets(problem)
+        self.totals: dict[int, float] = {}
+        self.made: dict[int, tuple[int, int]] = {}
+        self.columns: dict[int, int] = {}
+        self.queue: list[tuple[float, int, int, int]] = []
+        self.pairs = 0
+
+    def run(self, most: int | None, *, beyond: bool) -> bool:
+        """Finishes sets until all leaves are one; with `beyond` all sets that cost no more. False if `most` is reached."""
+        best: dict[int, float] = {}
+        for leaf in range(len(self.problem.leaves)):
+            self._finish(self.sets.add(1 << leaf, self.sets.touching(leaf), 0.0), best)
+        while self.queue:
+            total, leaves, left, right = heappop(self.queue)
+            if leaves in self.columns or total > self.bound:
+                continue
+            if most is not None and self.pairs > most:
+                return False
+            column = self.sets.add(leaves, self.sets.kept_by(left, right), total)
+            self.made[leaves] = left, right
+            if leaves == self.everything:
+                self.totals[leaves] = total
+                if not beyond:
+                    break
+                self.bound = total * SLACK
+            else:
+                self._finish(column, best)
+        return True
+
+    def order(self) -> Order | None:
+        """The best order that was found."""
+        if self.everything not in self.made:
+            return None
+        steps: list[tuple[int, int]] = []
+
+        def make(leaves: int) -> int:
+            if leaves not in self.made:
+                return leaves.bit_length() - 1
+            left, right = (make(self.sets.leaves[column]) for column in self.made[leaves])
+            steps.append((left, right))
+            return len(self.problem.leaves) + len(steps) - 1
+
+        make(self.everything)
+        return tuple(steps)
+
+    def _finish(self, column: int, best: dict[int, float]) -> None:
+        """Joins a set that has just been finished with all finished ones."""
+        sets, objective = self.sets, self.objective
+        leaves, total = sets.leaves[column], float(sets.numbers[TOTAL, column])
+        self.columns[leaves] = column
+        self.totals[leaves] = total
+        if objective.at_least_elements and total + sets.elements[column] > self.bound and not self.problem.constant:
+            return
+        below = self.bound if objective.largest else self.bound - total
+        others = sets.partners(column, below, self.outer)
+        self.pairs += len(others)
+        if len(others) == 0:
+            return
+        values = self._values(objective, column, others)
+        kept = values <= self.bound
+        if self.rules:
+            kept &= self._allowed(column, others)
+        for other, value in zip(others[kept].tolist(), values[kept].tolist(), strict=True):
+            joined = leaves | sets.leaves[other]
+            if value < best.get(joined, np.inf):
+                best[joined] = value
+                heappush(self.queue, (value, joined, column, other))
+
+    def _values(self, objective: Objective, one: int, others: Array, totals: Any = None) -> Array:
+        """What the joined sets would cost, made so."""
+        sets = self.sets
+        steps = self._steps(objective, one, others)
+        first, second = sets.numbers[TOTAL, one], sets.numbers[TOTAL, others]
+        return np.maximum(np.maximum(first, second), steps) if objective.largest else first + second + steps
+
+    def _steps(self, objective: Objective, one: int, others: Array) -> Array:
+        sets, problem = self.sets, self.problem
+        joins = Joins(sets, one, others)
+        if not objective.each:
+            return objective.of(joins)
+        found = []
+        for other in others.tolist():
+            sides = [problem.operands(sets.leaves[column]) for column in (one, other)]
+            grads = [sets.leaves[column] & problem.needs_grad != 0 for column in (one, other)]
+            folded = (sets.leaves[one] | sets.leaves[other]) & ~problem.constant == 0
+            found.append(0.0 if folded else objective.of(StepSizes(problem.network, *sides, *grads)))
+        return np.array(found)
+
+    def _allowed(self, one: int, others: Array) -> Array:
+        """Which joins keep the earlier objectives at their minimum."""
+        allowed = np.ones(len(others), bool)
+        for rule in self.rules:
+            steps = self._steps(rule.objective, one, others)
+            if rule.objective.largest:
+                allowed &= steps <= rule.minimum * SLACK
+                continue
+            leaves, totals = self.sets.leaves, rule.totals
+            for place, other in enumerate(others.tolist()):
+                least = totals.get(leaves[one] | leaves[other], -1.0)
+                allowed[place] &= totals[leaves[one]] + totals[leaves[other]] + steps[place] <= least * SLACK
+        return allowed
