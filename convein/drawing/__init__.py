@@ -7,25 +7,25 @@ from collections.abc import Iterable
 from convein.drawing.captions import Entry, captioned
 from convein.drawing.diagram import tensor_diagram
 from convein.drawing.sketch import by, sketched
-from convein.drawing.svg import CONSTANT, FIXED, OPERAND, RESULT, Picture, Style, beside, document, number
+from convein.drawing.svg import CONSTANT, FIXED, OPERAND, RESULT, Picture, Style, Svg, beside, document, number
 from convein.drawing.tree import contraction_tree, operand_styles
 from convein.network import Network
 from convein.planner import Plan
 
-__all__ = ["draw", "draw_network", "draw_plan"]
+__all__ = ["Svg", "draw_both", "draw_network", "draw_plan"]
 
 
-def draw_network(network: Network) -> str:
+def draw_network(network: Network) -> Svg:
     """The tensor diagram of a network, as SVG text."""
     return document(_network(network, {}), f"tensor diagram of {network.equation}")
 
 
-def draw_plan(plan: Plan) -> str:
+def draw_plan(plan: Plan) -> Svg:
     """The contraction tree of a plan, as SVG text."""
     return document(_plan(plan, str(plan.network.equation)), f"contraction tree of {plan.network.equation}")
 
 
-def draw(plan: Plan) -> str:
+def draw_both(plan: Plan) -> Svg:
     """Both pictures of a plan as one, as SVG text."""
     both = beside(_network(plan.network, operand_styles(plan)), _plan(plan, "contraction tree"))
     return document(both, f"tensor diagram and contraction tree of {plan.network.equation}")

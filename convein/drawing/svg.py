@@ -21,6 +21,15 @@ QUIET = "#6b6b6b"
 CONVOLVED = "#d55e00"
 
 
+class Svg(str):
+    """The text of an SVG; a notebook shows it as the picture."""
+
+    __slots__ = ()
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True, slots=True)
 class Style:
     """How a box is filled and outlined."""
@@ -192,21 +201,15 @@ def beside(first: Picture, second: Picture, gap: float = 30.0, widest: float = 1
     return Picture((*first.marks, moved), bounds([a, Box(b.center + move, b.width, b.height)]))
 
 
-def document(picture: Picture, title: str) -> str:
+def document(picture: Picture, title: str) -> Svg:
     """The picture as a whole SVG text, on white whatever the viewer's background is."""
     box = picture.box
     corner = box.center - complex(box.width, box.height) / 2
     width, height = _short(box.width), _short(box.height)
     size = f'viewBox="{_short(corner.real)} {_short(corner.imag)} {width} {height}" width="{width}" height="{height}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="{_FAMILY}">',
-            f"<title>{_clean(title)}</title>",
-            _rectangle(box, 'fill="#ffffff"'),
-            *picture.marks,
-            "</svg>\n",
-        ]
-    )
+    marks = [f"<title>{_clean(title)}</title>", _rectangle(box, 'fill="#ffffff"'), *picture.marks]
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="{_FAMILY}">'
+    return Svg("\n".join([start, *marks, "</svg>\n"]))
 
 
 def _rectangle(box: Box, look: str) -> str:
