@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import shlex
 import subprocess
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from convein import contract_path
+from convein.planner.costs import StepSizes
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,3 +77,24 @@ def test_every_make_target_of_the_readme_exists() -> None:
     named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
     assert {"demo", "test", "fuzz", "bench"} <= named
     assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+def published(step: StepSizes) -> float:
+    """The published convention: a step costs the sizes of its modes, a convolved one the square of its largest size."""
+    sizes = {"i": 4, "j": 10, "k": 9, "l": 5, "m": 4, "q": 2, "n": 6, "p": 9}
+    convolved = {correlation.mode for correlation in step.correlations}
+    return math.prod(sizes[mode] ** 2 if mode in convolved else sizes[mode] for mode in step.modes)
+
+
+def test_the_multiplications_of_the_readme() -> None:
+    expression, shapes = "ijk,jl,lmq,njpq->ijknp|j", [(4, 7, 9), (10, 5), (5, 4, 2), (6, 8, 9, 2)]
+    rows: list[list[float]] = []
+    for options in ({"cost": published}, {}, {"signal": "largest", "flip": True}):
+        options = {"signal": "first", "cost": "flops", **options}
+        plans = [
+            contract_path(expression, *shapes, optimize=o, **options)[1].plan for o in ("left-to-right", "optimal")
+        ]
+        rows.append([plan.total for plan in plans])
+    assert rows[0] == [421_200, 205_600]
+    for left, best in rows:
+        assert f"| {left:.3e} | {best:.3e} |" in README
