@@ -100,3 +100,55 @@ def test_gradients_are_the_oracles(kind: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_second_derivatives_are_the_oracles(data: st.DataObject) -> None:
     assert_gradients(data.draw(cases(operands=(1, 4))), data, twice=True)
+
+
+@given(data=st.data())
+def test_an_explicit_order_is_the_order_taken(data: st.DataObject) -> None:
+    case = data.draw(cases(operands=(2, 6), convolved=2))
+    path = data.draw(paths(len(case.shapes)))
+    taken, _ = convein.contract_path(case.expression, *case.shapes, **case.options, optimize=path)
+    assert [tuple(sorted(step)) for step in taken] == [*path]
+
+
+@given(case=cases())
+def test_the_printed_program_is_what_runs(case: Case) -> None:
+    operands = case.operands()
+    call = convein.compile(case.expression, *operands, **case.options)
+    names: dict[str, Any] = {}
+    exec(compile(call.source, "printed", "exec"), names)
+    assert torch.equal(names["program"](*operands), call(*operands))
+    assert_same(call(*operands), reference.conv_einsum(case.expression, *operands, **case.options))
+
+
+def free_modes(case: Case) -> list[str]:
+    """Modes that only stand alone in their dimensions, with one size everywhere: any of them may be left open."""
+    parsed = reference.parse(case.expression)
+    if any(("...",) in term for term in parsed.inputs):
+        return []
+    sizes: dict[str, set[int]] = {}
+    bound = {*parsed.convolved, *case.options.get("sizes", {})}
+    for term, shape in zip(parsed.inputs, case.shapes, strict=True):
+        for dimension, size in zip(term, shape, strict=True):
+            if len(dimension) > 1:
+                bound |= set(dimension)
+            else:
+                sizes.setdefault(dimension[0], set()).add(size)
+    return sorted(mode for mode, found in sizes.items() if len(found) == 1 and mode not in bound)
+
+
+def with_size(case: Case, mode: str, size: int | None) -> list[tuple[int | None, ...]]:
+    terms = reference.parse(case.expression).inputs
+    return [
+        tuple(size if dimension == (mode,) else n for dimension, n in zip(term, shape, strict=True))
+        for term, shape in zip(terms, case.shapes, strict=True)
+    ]
+
+
+@given(data=st.data())
+def test_a_free_size_is_read_from_the_operands(data: st.DataObject) -> None:
+    case = data.draw(cases().filter(free_modes))
+    mode = data.draw(st.sampled_from(free_modes(case)))
+    call = convein.compile(case.expression, *with_size(case, mode, None), **case.options, dtype=torch.float64)
+    for size in (1, 2, 5):
+        operands = [torch.randn(shape, dtype=torch.float64) for shape in with_size(case, mode, size)]
+        assert_same(call(*operands), reference.conv_einsum(case.expression, *operands, **case.options))

@@ -11,7 +11,6 @@ import convein
 from measure import Group
 
 EXPRESSION = "bshw,rs,rh,rw,rt->bthw|hw"
-LEFT_TO_RIGHT = [(0, 1), (0, 3), (0, 2), (0, 1)]
 
 
 def _group(channels: int, size: int, rank: int, batch: int) -> Group:
@@ -25,7 +24,7 @@ def _group(channels: int, size: int, rank: int, batch: int) -> Group:
     variants = {
         "dense F.conv2d": step(lambda: F.conv2d(x, weight, padding=1)),
         "convein, searched": step(lambda: convein.conv_einsum(EXPRESSION, x, *factors)),
-        "convein, left to right": step(lambda: convein.conv_einsum(EXPRESSION, x, *factors, optimize=LEFT_TO_RIGHT)),
+        "convein, left to right": step(lambda: convein.conv_einsum(EXPRESSION, x, *factors, optimize="left-to-right")),
     }
     return Group(f"{channels} channels, {size}x{size}, rank {rank}, batch {batch}", variants)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import convein
-from networks import LAYERS, Network, left_to_right
+from networks import LAYERS, Network
 
 EPOCHS = 24
 TIMED_EPOCHS = 4  # in which the slow order takes part too
@@ -76,7 +76,7 @@ def show_plan() -> None:
     for layer in LAYERS[1:]:
         shapes = [(BATCH, layer.dense[1], size, size), *layer.factors]
         best = convein.contract_path(layer.expression, *shapes, cost="flops")[1].macs
-        naive = convein.contract_path(layer.expression, *shapes, optimize=left_to_right(len(shapes)))[1].macs
+        naive = convein.contract_path(layer.expression, *shapes, optimize="left-to-right")[1].macs
         print(f"  {layer.name:14}{best:16.3e}{naive:16.3e}{naive / best:8.1f}")
         size //= layer.stride
 

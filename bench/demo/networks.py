@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import convein
-
-Path = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +66,6 @@ LAYERS = (
 )
 
 
-def left_to_right(operands: int) -> list[tuple[int, int]]:
-    """The linear path that contracts the first two operands, then their result with the third, and so on."""
-    return [(0, 1)] + [(0, last) for last in range(operands - 2, 0, -1)]
-
-
 class ExpressionLayer(nn.Module):
     """One layer of the network: its factors, and the call that evaluates its string.
 
@@ -85,7 +77,7 @@ class ExpressionLayer(nn.Module):
     def __init__(self, layer: Layer, *, searched: bool) -> None:
         super().__init__()
         self.layer = layer
-        self.optimize: str | Path = "auto" if searched else left_to_right(1 + len(layer.factors))
+        self.optimize = "auto" if searched else "left-to-right"
         # Entries of variance sigma^2 in each of N factors give the dense weight the variance bonds * sigma^(2N):
         # sigma is chosen so that this is 2 / fan_in, as for a dense layer before a ReLU.
         sigma = (math.sqrt(2 / layer.fan_in) / math.sqrt(layer.bonds)) ** (1 / len(layer.factors))
@@ -93,7 +85,8 @@ class ExpressionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate the string."""
-        return convein.conv_einsum(self.layer.expression, x, *self.factors, optimize=self.optimize)
+        y: Tensor = convein.conv_einsum(self.layer.expression, x, *self.factors, optimize=self.optimize)
+        return y
 
 
 class DenseLayer(nn.Module):

@@ -22,7 +22,7 @@ MOST_LEAVES = 12
 
 def search_all(problem: Frame, objectives: Sequence[Objective]) -> Order:
     """The best order."""
-    count = len(problem.leaves)
+    count = len(problem.values)
     if count <= 2:
         return ((0, 1),) if count == 2 else ()
     splits = _splits(count)
@@ -76,7 +76,7 @@ class _Tables:
 
     def __init__(self, problem: Frame) -> None:
         self.problem = problem
-        count = len(problem.leaves)
+        count = len(problem.values)
         self.subsets = np.arange(1 << count)
         touched, gone = np.ones(1 << count), np.ones(1 << count)
         for plain in problem.plain:
@@ -119,7 +119,7 @@ class _Tables:
 def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Splits) -> Array:
     if not objective.each:
         return objective.of(pairs)
-    sets = [problem.operands(subset) for subset in range(1 << len(problem.leaves))]
+    sets = [problem.operands(subset) for subset in range(1 << len(problem.values))]
     found = np.zeros(len(splits.left))
     for place, (left, right) in enumerate(zip(splits.left.tolist(), splits.right.tolist(), strict=True)):
         if (left | right) & ~problem.constant:

@@ -33,7 +33,7 @@ class FinishedSets:
         self.leaves: list[int] = []
         self.kept: list[int] = []
         self.elements: list[float] = []
-        self._modes = -(-len(problem.leaves) // WORD)
+        self._modes = -(-len(problem.values) // WORD)
         self._indices = self._modes + -(-len(sizes) // WORD)
         self.bits = np.zeros((self._indices + len(meetings), 256), np.int64)
         self.numbers = np.zeros((5, 256))

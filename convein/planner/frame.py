@@ -12,7 +12,7 @@ of the merged filter), a set with the signal has W = (output size) * K and E = K
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from convein.network import Network
-from convein.planner.partial import is_passed
+from convein.planner.partial import Partial, is_passed
 from convein.windows import Convolution
 
 # NumPy's arrays of floats and of masks; their shapes differ from line to line.
@@ -61,7 +61,7 @@ class Frame:
 
     Attributes:
         network: where it comes from.
-        leaves: the sets of operands to be joined.
+        values: the partial results to be joined: the leaves.
         plain: modes that no step of this frame convolves, those with the same fate merged.
         meetings: modes that steps of this frame convolve.
         needs_grad: leaves with an operand that needs its gradient; `constant`: leaves of constants only;
@@ -69,7 +69,7 @@ class Frame:
     """
 
     network: Network
-    leaves: tuple[int, ...]
+    values: tuple[Partial, ...]
     plain: tuple[Plain, ...]
     meetings: tuple[Meeting, ...]
     needs_grad: int
@@ -78,40 +78,37 @@ class Frame:
 
     def operands(self, subset: int) -> int:
         """The operands in a set of leaves."""
-        return reduce(or_, (leaf for place, leaf in enumerate(self.leaves) if subset >> place & 1), 0)
+        return reduce(or_, (value.operands for place, value in enumerate(self.values) if subset >> place & 1), 0)
 
 
-def frame(network: Network, leaves: Iterable[int], needs_grad: int = 0, constants: int = 0) -> Frame:
-    """The problem of joining these disjoint sets of operands."""
-    leaves = tuple(leaves)
-    inside = reduce(or_, leaves, 0)
+def frame(network: Network, values: Iterable[Partial], needs_grad: int = 0, constants: int = 0) -> Frame:
+    """The problem of joining these partial results of disjoint sets of operands."""
+    values = tuple(values)
+    carrying: dict[str, int] = {}
+    inside = 0
+    for place, value in enumerate(values):
+        inside |= value.operands
+        for mode in value.sizes:
+            carrying[mode] = carrying.get(mode, 0) | 1 << place
     output = frozenset(network.output)
-    sizes: dict[tuple[int, bool], int] = {}
+    merged: dict[tuple[int, bool], int] = {}
     meetings = []
-    single = all(leaf == 1 << place for place, leaf in enumerate(leaves))
-    for mode, carriers in network.carriers.items():
-        carrying = carriers & inside if single else _mask(leaf & carriers for leaf in leaves)
-        is_open = mode in output or carriers & ~inside != 0
-        alone = carrying & (carrying - 1) == 0
-        if carrying == 0 or (alone and not is_open):
-            continue
+    for mode, leaves in carrying.items():
+        is_open = mode in output or network.carriers[mode] & ~inside != 0
         convolution = network.convolutions.get(mode)
-        if convolution is None:
-            size = network.sizes[mode]
-        elif alone:
-            size = convolution.extent(leaves[carrying.bit_length() - 1])
+        if convolution is None or leaves & (leaves - 1) == 0:
+            size = values[leaves.bit_length() - 1].sizes[mode]
+            merged[leaves, is_open] = merged.get((leaves, is_open), 1) * max(size, 1)
         else:
-            meetings.append(_meeting(convolution, leaves, carrying, is_open))
-            continue
-        sizes[carrying, is_open] = sizes.get((carrying, is_open), 1) * max(size, 1)
+            meetings.append(_meeting(convolution, values, leaves, is_open))
     return Frame(
         network,
-        leaves,
-        tuple(Plain(carrying, is_open, size) for (carrying, is_open), size in sizes.items()),
+        values,
+        tuple(Plain(leaves, is_open, size) for (leaves, is_open), size in merged.items()),
         tuple(meetings),
-        _mask(leaf & needs_grad for leaf in leaves),
-        _mask(not leaf & ~constants for leaf in leaves),
-        _mask(is_passed(network, leaf) for leaf in leaves) if needs_grad else 0,
+        needs_grad=_mask(value.operands & needs_grad for value in values),
+        constant=_mask(value.operands & ~constants == 0 for value in values),
+        passed=_mask(is_passed(network, value) for value in values) if needs_grad else 0,
     )
 
 
@@ -119,11 +116,11 @@ def _mask(flags: Iterable[object]) -> int:
     return sum(1 << place for place, flag in enumerate(flags) if flag)
 
 
-def _meeting(convolution: Convolution, leaves: tuple[int, ...], carrying: int, is_open: bool) -> Meeting:
-    places = tuple(place for place in range(len(leaves)) if carrying >> place & 1)
+def _meeting(convolution: Convolution, values: Sequence[Partial], carrying: int, is_open: bool) -> Meeting:
+    places = tuple(place for place in range(len(values)) if carrying >> place & 1)
     sets, reach, taps, signal = [0], [1], [1.0], 0
     for j, place in enumerate(places):
-        leaf = leaves[place]
+        leaf = values[place].operands
         holds = leaf >> convolution.signal & 1
         signal |= holds << j
         own = 1 if holds else convolution.taps(leaf)

@@ -13,7 +13,7 @@ from math import log2
 from convein.planner.costs import Objective
 from convein.planner.frame import Frame
 from convein.planner.order import Order, graft, join_smallest, score
-from convein.planner.partial import Partial, join, multiplications, partial
+from convein.planner.partial import Partial, join, multiplications
 
 # (elements of left, right and result, multiplications) -> the smaller, the sooner.
 Rule = Callable[[int, int, int, int], float]
@@ -35,7 +35,7 @@ def search_greedily(problem: Frame, objectives: Sequence[Objective]) -> Order:
 
 def _one_at_a_time(problem: Frame, rule: Rule, known: dict[tuple[int, int], tuple[int, int]]) -> Order:
     network = problem.network
-    values = [partial(network, leaf) for leaf in problem.leaves]
+    values = list(problem.values)
     sizes = [value.elements for value in values]
     everywhere = set.intersection(*({*value.sizes} for value in values)) & {*network.output}
     holders: dict[str, set[int]] = {}
@@ -66,7 +66,7 @@ def _one_at_a_time(problem: Frame, rule: Rule, known: dict[tuple[int, int], tupl
             sizes.append(values[-1].elements)
             add(len(values) - 1)
     rest = sorted(alive)
-    graft(order, rest, join_smallest(sizes[number] for number in rest), len(problem.leaves))
+    graft(order, rest, join_smallest(sizes[number] for number in rest), len(problem.values))
     return tuple(order)
 
 

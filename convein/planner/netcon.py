@@ -65,7 +65,7 @@ class _Search:
     ) -> None:
         self.problem, self.objective, self.rules, self.outer = problem, objective, rules, outer
         self.bound = bound * SLACK
-        self.everything = (1 << len(problem.leaves)) - 1
+        self.everything = (1 << len(problem.values)) - 1
         self.sets = FinishedSets(problem)
         self.totals: dict[int, float] = {}
         self.made: dict[int, tuple[int, int]] = {}
@@ -76,7 +76,7 @@ class _Search:
     def run(self, most: int | None, *, beyond: bool) -> bool:
         """Finishes sets until all leaves are one; with `beyond` all sets that cost no more. False if `most` is reached."""
         best: dict[int, float] = {}
-        for leaf in range(len(self.problem.leaves)):
+        for leaf in range(len(self.problem.values)):
             self._finish(self.sets.add(1 << leaf, self.sets.touching(leaf), 0.0), best)
         while self.queue:
             total, leaves, left, right = heappop(self.queue)
@@ -106,7 +106,7 @@ class _Search:
                 return leaves.bit_length() - 1
             left, right = (make(self.sets.leaves[column]) for column in self.made[leaves])
             steps.append((left, right))
-            return len(self.problem.leaves) + len(steps) - 1
+            return len(self.problem.values) + len(steps) - 1
 
         make(self.everything)
         return tuple(steps)

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 
 from convein.planner.costs import Objective, Pairs, StepSizes
 from convein.planner.frame import Frame
-from convein.planner.partial import Partial, join, multiplications, partial
+from convein.planner.partial import Partial, join, multiplications
 
 Order = tuple[tuple[int, int], ...]
 
@@ -18,7 +18,7 @@ Order = tuple[tuple[int, int], ...]
 def score(problem: Frame, order: Order, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """What an order costs by each objective; exact as long as the objective computes in integers."""
     network = problem.network
-    values = [partial(network, leaf) for leaf in problem.leaves]
+    values = list(problem.values)
     leaves = [1 << place for place in range(len(values))]
     totals: list[float] = [0] * len(objectives)
     for left, right in order:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -12,7 +12,7 @@ from convein.windows import Convolution
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The partial result of a set of operands: `sizes` of the modes it still has, in order of first appearance."""
+    """The partial result of a set of operands: the modes it still has, with their sizes."""
 
     operands: int
     sizes: Mapping[str, int]
@@ -25,7 +25,13 @@ class Partial:
 
 def partial(network: Network, operands: int) -> Partial:
     """The partial result of a set of operands."""
-    return Partial(operands, {mode: max(network.extent(mode, operands), 0) for mode in network.modes(operands)})
+    modes: Iterable[str]
+    if operands & (operands - 1):
+        modes = network.modes(operands)
+    else:
+        output, carriers = network.output, network.carriers
+        modes = [m for m in network.operands[operands.bit_length() - 1].modes if carriers[m] != operands or m in output]
+    return Partial(operands, {mode: max(network.extent(mode, operands), 0) for mode in modes})
 
 
 def join(network: Network, left: Partial, right: Partial) -> Partial:
@@ -70,10 +76,10 @@ def taps_read(convolution: Convolution, left: int, right: int) -> int:
     return length * correlation.kernel
 
 
-def is_passed(network: Network, operands: int) -> bool:
-    """Whether a set is one operand that is used as it is passed, nothing summed or strided in it alone."""
-    if operands & (operands - 1):
+def is_passed(network: Network, value: Partial) -> bool:
+    """Whether a partial result is an operand that is used as it is passed, nothing summed or strided in it alone."""
+    if value.operands & (value.operands - 1):
         return False
-    operand = network.operands[operands.bit_length() - 1]
+    operand = network.operands[value.operands.bit_length() - 1]
     alone = (network.convolutions[mode] for mode in operand.modes if mode in network.convolutions)
-    return network.modes(operands) == operand.modes and all(c.filters or c.is_trivial for c in alone)
+    return len(value.sizes) == len(operand.modes) and all(c.filters or c.is_trivial for c in alone)

@@ -166,7 +166,7 @@ def _step(
     left_grad, right_grad = bool(left.operands & needs_grad), bool(right.operands & needs_grad)
     saved = 0
     for value, other_grad in ((left, right_grad), (right, left_grad)):
-        if other_grad and not is_passed(network, value.operands):
+        if other_grad and not is_passed(network, value):
             saved += value.elements
     return Step(
         *numbers,
