@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from convein.drawing import Svg, draw_both
 from convein.errors import OperandError, ShapeError
 from convein.lowering import Program
 from convein.network import Network
@@ -61,6 +63,20 @@ class Expression:
         """Every stage, from the text to the program."""
         info = path_info(self.plan)
         return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), self.source])
+
+    def draw(self, path: str | Path | None = None) -> Svg:
+        """The tensor diagram and the contraction tree, as SVG text that a notebook shows as the picture.
+
+        Args:
+            path: a file to write it to.
+        """
+        picture = draw_both(self.plan)
+        if path is not None:
+            Path(path).write_text(picture, encoding="utf-8")
+        return picture
+
+    def _repr_svg_(self) -> str:
+        return self.draw()
 
     def __call__(self, *operands: Any) -> Any:
         """The value for these operands.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,22 +101,22 @@ def test_steps_of_more_than_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    "make",
     [
-        opt_einsum.RandomGreedy(max_repeats=4, parallel=False),
-        opt_einsum.DynamicProgramming(),
-        opt_einsum.BranchBound(nbranch=2),
-        opt_einsum.paths.greedy,
-        lambda inputs, output, sizes, memory_limit=None: [(0, 1)] * (len(inputs) - 1),
+        lambda: opt_einsum.RandomGreedy(max_repeats=4, parallel=False),
+        opt_einsum.DynamicProgramming,
+        lambda: opt_einsum.BranchBound(nbranch=2),
+        lambda: opt_einsum.paths.greedy,
+        lambda: lambda inputs, output, sizes, memory_limit=None: [(0, 1)] * (len(inputs) - 1),
     ],
     ids=["RandomGreedy", "DynamicProgramming", "BranchBound", "function", "lambda"],
 )
-def test_optimizer_objects(optimizer: Any) -> None:
+def test_optimizer_objects(make: Callable[[], Any]) -> None:
     for expression in ("ab,bc,cd->ad", "abc,bd,cd,de->ae", "abh,cbh,cd->adh|h"):
         shapes = build_shapes(expression.split("|")[0], dict(zip("abcdeh", (2, 3, 4, 5, 2, 3), strict=True)))
         operands = [np.random.default_rng(1).standard_normal(shape) for shape in shapes]
         plain = convein.conv_einsum(expression, *operands)
-        np.testing.assert_allclose(convein.conv_einsum(expression, *operands, optimize=optimizer), plain, atol=1e-12)
+        np.testing.assert_allclose(convein.conv_einsum(expression, *operands, optimize=make()), plain, atol=1e-12)
 
 
 @pytest.mark.parametrize("optimize", [True, False, None])

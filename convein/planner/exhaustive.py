@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from convein.planner.costs import Objective, Pairs, StepSizes
-from convein.planner.frame import Array, Frame
+from convein.planner.frame import Frame
+from convein.planner.meeting import Array, tabulate
 from convein.planner.order import Order
 
 MOST_LEAVES = 12
@@ -26,7 +27,7 @@ def search_all(problem: Frame, objectives: Sequence[Objective]) -> Order:
     if count <= 2:
         return ((0, 1),) if count == 2 else ()
     splits = _splits(count)
-    pairs = _Tables(problem).pairs(splits.left, splits.right)
+    pairs = _Sets(problem).pairs(splits.left, splits.right)
     allowed: Array = None
     chosen: Array = None
     for number, objective in enumerate(objectives):
@@ -71,8 +72,8 @@ def _splits(count: int) -> _Splits:
     return _Splits(np.concatenate(lefts), np.concatenate(rights), tuple(levels))
 
 
-class _Tables:
-    """W and E of every set of leaves, as `frame` defines them."""
+class _Sets:
+    """W and E of every set of leaves, as `meeting` defines them."""
 
     def __init__(self, problem: Frame) -> None:
         self.problem = problem
@@ -90,8 +91,9 @@ class _Tables:
         # A set touches all modes but those that live in the other leaves only.
         self.work = touched[-1] / touched[::-1]
         self.gone = gone
+        self.meetings = [tabulate(problem, meeting) for meeting in problem.meetings]
         self.indices = []
-        for meeting in problem.meetings:
+        for meeting in self.meetings:
             index = sum((self.subsets >> place & 1) << j for j, place in enumerate(meeting.leaves))
             self.indices.append(index)
             self.work *= meeting.work[index]
@@ -103,7 +105,7 @@ class _Tables:
         problem, subsets = self.problem, self.subsets
         share = 1.0 / self.gone
         macs = self.work[left | right] * share[left] * share[right]
-        for meeting, index in zip(problem.meetings, self.indices, strict=True):
+        for meeting, index in zip(self.meetings, self.indices, strict=True):
             if meeting.shorter is not None:
                 first, second = index[left], index[right]
                 starts = ((first == meeting.signal) & (second != 0)) | ((second == meeting.signal) & (first != 0))

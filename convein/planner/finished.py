@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from convein.planner.frame import Array, Frame
+from convein.planner.frame import Frame
+from convein.planner.meeting import Array, tabulate
 
 # Sets are kept in words of 60 bits, each five pieces of 12; the product of a piece's modes stands in a table of 4096.
 WORD, PIECE = 60, 12
@@ -24,6 +25,7 @@ class FinishedSets:
 
     def __init__(self, problem: Frame) -> None:
         self.problem = problem
+        self._meetings = [tabulate(problem, meeting) for meeting in problem.meetings]
         meetings = [sum(1 << leaf for leaf in meeting.leaves) for meeting in problem.meetings]
         self._carriers = [plain.leaves for plain in problem.plain] + meetings
         self._closable = sum(1 << bit for bit, plain in enumerate(problem.plain) if not plain.open)
@@ -59,7 +61,7 @@ class FinishedSets:
         for table in self._tables:
             found *= float(table[kept & (1 << PIECE) - 1])
             kept >>= PIECE
-        for meeting in self.problem.meetings:
+        for meeting in self._meetings:
             index = _index(leaves, meeting.leaves)
             found *= meeting.work[index] / meeting.gone[index]
         return found
@@ -70,9 +72,9 @@ class FinishedSets:
         if column == self.bits.shape[1]:
             self.bits = np.concatenate([self.bits, np.zeros_like(self.bits)], axis=1)
             self.numbers = np.concatenate([self.numbers, np.zeros_like(self.numbers)], axis=1)
-        indices = [_index(leaves, meeting.leaves) for meeting in problem.meetings]
+        indices = [_index(leaves, meeting.leaves) for meeting in self._meetings]
         share = 1.0
-        for meeting, index in zip(problem.meetings, indices, strict=True):
+        for meeting, index in zip(self._meetings, indices, strict=True):
             share /= float(meeting.gone[index])
         elements = self.size(leaves, kept)
         self.leaves.append(leaves)
@@ -102,13 +104,13 @@ class FinishedSets:
         for number, table in enumerate(self._tables[1:], 1):
             word, shift = divmod(number * PIECE, WORD)
             found *= table[both[word] >> shift & (1 << PIECE) - 1]
-        for row, meeting in enumerate(self.problem.meetings, self._indices):
+        for row, meeting in enumerate(self._meetings, self._indices):
             first, second = self.bits[row, one], self.bits[row, others]
             found *= meeting.work[first | second]
             if meeting.shorter is not None:
                 starts = second != 0 if first == meeting.signal else (second == meeting.signal) & (first != 0)
                 found[starts] *= meeting.shorter[first | second[starts]]
-        if self.problem.meetings:
+        if self._meetings:
             found *= self.numbers[SHARE, others] * self.numbers[SHARE, one]
         if self.numbers[CONSTANT, one]:
             found[self.numbers[CONSTANT, others] != 0] = 0.0

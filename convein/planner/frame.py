@@ -1,13 +1,6 @@
 """Network + disjoint sets of operands -> Frame: the small problem that a search solves, as numbers.
 
-The values to join are the leaves: sets of operands, single ones at first. Inside a frame a set of leaves is a bit mask.
-For every set S of leaves two numbers are enough to know sizes and costs, W (work) and E (what is gone):
-
-    elements(S) = W(S) / E(S)            multiplications(L, R) = W(L | R) / (E(L) * E(R))
-
-A mode that is not convolved adds its size to W as soon as S touches it, and to E once it is summed. A convolved mode
-fits the same form: with k_j the length of the j-th filter met, product K, a set of filters has W = K and E = K / (length
-of the merged filter), a set with the signal has W = (output size) * K and E = K.
+The values to join are the leaves: single operands, or partial results. Inside a frame a set of leaves is a bit mask.
 """
 
 from __future__ import annotations
@@ -16,16 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any
-
-import numpy as np
 
 from convein.network import Network
 from convein.planner.partial import Partial, is_passed
 from convein.windows import Convolution
-
-# NumPy's arrays of floats and of masks; their shapes differ from line to line.
-Array = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +24,13 @@ class Plain:
     size: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Meeting:
-    """A mode that is convolved within the frame, by tables over the subsets of the leaves that carry it.
+    """A mode that is convolved within the frame: carried by two or more `leaves`, `open` if also needed elsewhere."""
 
-    Attributes:
-        leaves: those leaves, in order: bit j of a table's index stands for `leaves[j]`.
-        work, gone: W and E.
-        shorter: None, or for a transposed mode the table of min(signal size, output size) / output size.
-        signal: the table index of the signal's leaf; 0 if no leaf has the signal.
-    """
-
+    convolution: Convolution
     leaves: tuple[int, ...]
-    work: Array
-    gone: Array
-    shorter: Array | None
-    signal: int
+    open: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +78,8 @@ def frame(network: Network, values: Iterable[Partial], needs_grad: int = 0, cons
             size = values[leaves.bit_length() - 1].sizes[mode]
             merged[leaves, is_open] = merged.get((leaves, is_open), 1) * max(size, 1)
         else:
-            meetings.append(_meeting(convolution, values, leaves, is_open))
+            places = tuple(place for place in range(len(values)) if leaves >> place & 1)
+            meetings.append(Meeting(convolution, places, is_open))
     return Frame(
         network,
         values,
@@ -116,35 +95,22 @@ def _mask(flags: Iterable[object]) -> int:
     return sum(1 << place for place, flag in enumerate(flags) if flag)
 
 
-def _meeting(convolution: Convolution, values: Sequence[Partial], carrying: int, is_open: bool) -> Meeting:
-    places = tuple(place for place in range(len(values)) if carrying >> place & 1)
-    sets, reach, taps, signal = [0], [1], [1.0], 0
-    for j, place in enumerate(places):
-        leaf = values[place].operands
-        holds = leaf >> convolution.signal & 1
-        signal |= holds << j
-        own = 1 if holds else convolution.taps(leaf)
-        sets += [subset | leaf for subset in sets]
-        reach += [length + own - 1 for length in reach]
-        taps += [product * own for product in taps]
-    last = len(sets) - 1
-    complete = convolution.join(sets[signal], sets[last ^ signal]) if signal else None
-    # Between the signal alone and all together an extent depends on how far the filters reach, not on which they are.
-    extents: dict[int, int] = {}
-    work, gone = [1.0], [1.0]
-    for index in range(1, last + 1):
-        if not index & signal:
-            size = reach[index]
-        elif index in (signal, last):
-            size = convolution.extent(sets[index])
-        else:
-            size = extents.get(reach[index], 0) or extents.setdefault(reach[index], convolution.extent(sets[index]))
-        size = max(size, 1)
-        read = max(complete.size, 1) if complete and index == last else size
-        work.append(read * taps[index] if index & signal else taps[index])
-        gone.append(work[index] if index == last and not is_open else work[index] / size)
-    product = np.array(work)
-    shorter = None
-    if complete and complete.upsample > 1:
-        shorter = np.minimum(max(complete.n, 1) * np.array(taps) / product, 1.0)
-    return Meeting(places, product, np.array(gone), shorter, signal)
+def _bits(places: Iterable[int]) -> int:
+    return sum(1 << place for place in places)
+
+
+def regroup(problem: Frame, values: Iterable[Partial]) -> Frame:
+    """The problem of joining some values that are made of a frame's leaves."""
+    return frame(
+        problem.network, values, problem.operands(problem.needs_grad), problem.operands(problem.constant)
+    )
+
+
+def connected_parts(problem: Frame) -> list[int]:
+    """Sets of leaves that share no mode with each other."""
+    parts: list[int] = []
+    shared = [plain.leaves for plain in problem.plain] + [_bits(meeting.leaves) for meeting in problem.meetings]
+    for leaves in [*shared, *(1 << place for place in range(len(problem.values)))]:
+        touching = [part for part in parts if part & leaves]
+        parts = [part for part in parts if not part & leaves] + [reduce(or_, touching, leaves)]
+    return sorted(parts, key=lambda part: part & -part)

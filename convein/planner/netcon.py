@@ -17,7 +17,8 @@ import numpy as np
 
 from convein.planner.costs import Objective, StepSizes
 from convein.planner.finished import TOTAL, FinishedSets, Joins
-from convein.planner.frame import Array, Frame
+from convein.planner.frame import Frame
+from convein.planner.meeting import Array
 from convein.planner.order import Order, score
 
 # Sums of floats in another order differ in their last digits.

@@ -123,6 +123,7 @@ def assemble(
     cost: str,
     needs_grad: int = 0,
     constants: int = 0,
+    given: Path = (),
 ) -> Plan:
     """The plan that joins values in the order of an ssa path."""
     values = [partial(network, 1 << position) for position in range(len(network.operands))]
@@ -132,7 +133,7 @@ def assemble(
         left, right = (second, first) if swap else (first, second)
         values.append(join(network, values[left], values[right]))
         steps.append(_step(network, (left, right), (values[left], values[right], values[-1]), needs_grad, constants))
-    return Plan(network, tuple(steps), optimizer, cost, needs_grad, constants)
+    return Plan(network, tuple(steps), optimizer, cost, needs_grad, constants, given=given)
 
 
 def linear_path(ssa_path: Iterable[tuple[int, ...]], operands: int) -> Path:

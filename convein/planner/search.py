@@ -2,21 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
 from typing import Any
 
+from convein.errors import PlanError
 from convein.network import Network
-from convein.planner.costs import choose_cost
+from convein.planner import exhaustive, meeting
+from convein.planner.borrowed import ask, named, names
+from convein.planner.costs import Objective, choose_cost
 from convein.planner.exhaustive import search_all
+from convein.planner.frame import Frame, connected_parts, frame, regroup
 from convein.planner.greedy import search_greedily
-from convein.planner.frame import frame
-from convein.planner.partial import partial
-from convein.planner.plan import Plan, assemble
+from convein.planner.netcon import search_connected
+from convein.planner.order import Order, graft, join_smallest
+from convein.planner.partial import Partial, join, partial
+from convein.planner.paths import NUMBERING, read_path
+from convein.planner.plan import Path, Plan, assemble
+from convein.planner.subtrees import improve
+
+# Pairs of sets that `optimal` looks at for the sake of outer products, and that `auto` looks at in all: about 30 and 80 ms.
+OUTER_PAIRS = 200_000
+AUTO_PAIRS = 500_000
+
+# An order, and the name of the search that found it.
+Found = tuple[Order, str]
+Search = Callable[[Frame, Sequence[Objective]], Found]
 
 
-def plan(network: Network, *, optimize: Any = "auto", cost: Any = "auto", needs_grad: int = 0, constants: int = 0) -> Plan:
-    """The order in which the operands meet."""
+def plan(
+    network: Network, *, optimize: Any = "auto", cost: Any = "auto", needs_grad: int = 0, constants: int = 0
+) -> Plan:
+    """The order in which the operands meet, one pair at a time.
+
+    Args:
+        network: what is planned.
+        optimize: the search. "optimal" is exact: up to 12 operands among all orders, above that among those that never
+            join values which share no mode (with those, too, where they are quickly seen through). "greedy" tries a few
+            rules, for any size. "auto" (also True and None) is "optimal" as far as it is fast, then greedy with subtrees
+            planned again; "left-to-right" (also False) takes the operands as they stand. Any other name of
+            opt_einsum's searches; an optimiser of opt_einsum or cotengra, or a function with their arguments; or a path
+            as opt_einsum writes it, whose steps of more than two operands are planned inside.
+        cost: what it minimises. "flops": multiplications forward. "training": those of the gradients too. "memory": the
+            largest result, or where gradients are needed the sum of the results kept for them; among the orders that
+            reach this minimum the fewest multiplications. A callable `cost(step: StepSizes) -> float`: the sum over
+            all steps. "auto": "training" if a gradient is needed, else "flops".
+        needs_grad: the operands whose gradients are needed, as a bit set.
+        constants: the operands that never change, as a bit set: what joins only these is done once, and costs nothing.
+
+    Raises:
+        PlanError: no such search or cost, or a path that does not fit.
+    """
     name, objectives = choose_cost(cost, needs_grad)
-    count = len(network.operands)
-    problem = frame(network, (partial(network, 1 << j) for j in range(count)), needs_grad, constants)
-    order = (search_all if count < 13 and optimize != "greedy" else search_greedily)(problem, objectives)
-    return assemble(network, order, optimizer="optimal", cost=name, needs_grad=needs_grad, constants=constants)
+    values = [partial(network, 1 << position) for position in range(len(network.operands))]
+    problem = frame(network, values, needs_grad, constants)
+    order, optimizer, given = _found(problem, optimize, objectives)
+    return assemble(
+        network, order, optimizer=optimizer, cost=name, needs_grad=needs_grad, constants=constants, given=given
+    )
+
+
+def _found(problem: Frame, optimize: Any, objectives: Sequence[Objective]) -> tuple[Order, str, Path]:
+    if optimize is None or isinstance(optimize, bool):
+        optimize = "left-to-right" if optimize is False else "auto"
+    if isinstance(optimize, str):
+        search = SEARCHES.get(optimize.lower())
+        if search is not None:
+            return *search(problem, objectives), ()
+        if optimize.lower() not in names():
+            raise _unknown(optimize)
+        optimize, name = named(optimize), optimize.lower()
+    else:
+        name = getattr(optimize, "__name__", type(optimize).__name__)
+    count = len(problem.values)
+    if not callable(optimize):
+        if not isinstance(optimize, Sequence):
+            raise PlanError(
+                f"optimize={optimize!r} is neither a name, nor a path, nor an optimiser",
+                hint=f"it is one of {_listed()}; or a function (inputs, output, sizes, memory_limit); or a path: {NUMBERING}",
+            )
+        steps = read_path(optimize, count)
+        given = tuple(map(tuple, optimize[list(optimize[:1]) == ["einsum_path"] :]))
+        plain = any(len(step) == 1 for step in steps) and all(len(step) < 3 for step in steps)
+        return _along(problem, steps, objectives), "path", given if plain and count > 1 else ()
+    if count <= 2:
+        return _left_to_right(problem, objectives)[0], name, ()
+    steps = read_path(ask(problem, optimize, name), count, f"the path that {name} gave")
+    return _along(problem, steps, objectives), name, ()
+
+
+def _along(problem: Frame, steps: Path, objectives: Sequence[Objective]) -> Order:
+    """The order of a path; steps of one value do nothing, steps of more than two are searched."""
+    count = len(problem.values)
+    values: list[Partial] = list(problem.values)
+    numbers = list(range(count))
+    order: list[tuple[int, int]] = []
+    for step in steps:
+        joined = [values[value] for value in step]
+        inner = ((0, 1),) if len(step) == 2 else _auto(regroup(problem, joined), objectives)[0]
+        numbers.append(graft(order, [numbers[value] for value in step], inner, count))
+        values.append(reduce(lambda left, right: join(problem.network, left, right), joined))
+    return tuple(order)
+
+
+def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
+    if len(problem.values) <= exhaustive.MOST_LEAVES:
+        return search_all(problem, objectives), "optimal"
+    for met in problem.meetings:
+        if len(met.leaves) > meeting.MOST_LEAVES:
+            raise PlanError(
+                f'optimize="optimal" searches up to {meeting.MOST_LEAVES} operands on one convolved mode, '
+                f"and {len(met.leaves)} carry {met.convolution.mode}",
+                hint='"auto" and "greedy" take any number',
+            )
+    parts = connected_parts(problem)
+    if len(parts) > 1:
+        return _apart(problem, parts, objectives, _optimal)
+    known = improve(problem, search_greedily(problem, objectives), objectives)
+    found = search_connected(problem, objectives, known, outer=True, most=OUTER_PAIRS)
+    if found is not None:
+        return found, "optimal"
+    return search_connected(problem, objectives, known) or known, "optimal without outer products"
+
+
+def _auto(problem: Frame, objectives: Sequence[Objective]) -> Found:
+    if len(problem.values) <= exhaustive.MOST_LEAVES:
+        return search_all(problem, objectives), "optimal"
+    parts = connected_parts(problem)
+    if len(parts) > 1:
+        return _apart(problem, parts, objectives, _auto)
+    known = improve(problem, search_greedily(problem, objectives), objectives)
+    found = None
+    if all(len(met.leaves) <= meeting.MOST_LEAVES for met in problem.meetings):
+        found = search_connected(problem, objectives, known, most=AUTO_PAIRS)
+    return (known, "greedy, subtrees optimal") if found is None else (found, "optimal without outer products")
+
+
+def _apart(problem: Frame, parts: Sequence[int], objectives: Sequence[Objective], search: Search) -> Found:
+    """Parts that share no mode are searched one by one, and joined smallest first."""
+    order: list[tuple[int, int]] = []
+    made, sizes, used = [], [], set()
+    for part in parts:
+        places = [place for place in range(len(problem.values)) if part >> place & 1]
+        inner, name = search(regroup(problem, (problem.values[place] for place in places)), objectives)
+        used.add(name)
+        made.append(graft(order, places, inner, len(problem.values)))
+        joined = reduce(lambda left, right: join(problem.network, left, right), (problem.values[place] for place in places))
+        sizes.append(joined.elements)
+    graft(order, made, join_smallest(sizes), len(problem.values))
+    return tuple(order), f"{', '.join(sorted(used))} in {len(parts)} parts"
+
+
+def _greedy(problem: Frame, objectives: Sequence[Objective]) -> Found:
+    return search_greedily(problem, objectives), "greedy"
+
+
+def _left_to_right(problem: Frame, objectives: Sequence[Objective]) -> Found:  # noqa: ARG001 - a search like the others
+    count = len(problem.values)
+    return tuple((0 if step == 1 else count + step - 2, step) for step in range(1, count)), "left-to-right"
+
+
+SEARCHES: Mapping[str, Search] = {
+    "auto": _auto,
+    "optimal": _optimal,
+    "greedy": _greedy,
+    "left-to-right": _left_to_right,
+}
+
+
+def _unknown(optimize: str) -> PlanError:
+    known = [*SEARCHES, *names()]
+    close = get_close_matches(optimize.lower(), known, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ""
+    return PlanError(f"optimize={optimize!r} is not known{guess}", hint=f"it is one of {_listed()}; a path; or an optimiser")
+
+
+def _listed() -> str:
+    return ", ".join(repr(name) for name in dict.fromkeys([*SEARCHES, *names()]))

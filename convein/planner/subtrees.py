@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from convein.planner.costs import Objective
 from convein.planner.exhaustive import search_all
-from convein.planner.frame import Frame, frame
+from convein.planner.frame import Frame, regroup
 from convein.planner.order import Order, score
 from convein.planner.partial import Partial, join
 
@@ -35,8 +35,7 @@ def improve(problem: Frame, order: Order, objectives: Sequence[Objective]) -> Or
 
 def _improve(tree: _Tree, nodes: tuple[int, ...], objectives: Sequence[Objective]) -> bool:
     problem = tree.problem
-    graded, constant = problem.operands(problem.needs_grad), problem.operands(problem.constant)
-    small = frame(problem.network, (tree.values[node] for node in nodes), graded, constant)
+    small = regroup(problem, (tree.values[node] for node in nodes))
     before = tree.order(nodes)
     after = search_all(small, objectives)
     old, new = score(small, before, objectives), score(small, after, objectives)
