@@ -68,7 +68,8 @@ def convolve(
     roles = _assign(x, w, by_mode, kept)
     if last and len(roles.spatial) == 1:
         # torch has no such layout for one spatial axis.
-        roles = replace(roles, spatial=((), *roles.spatial))
+        passed = roles.batch[1:]
+        roles = replace(roles, batch=roles.batch[:1], spatial=(passed, *roles.spatial))
     transposed = any(correlation.upsample > 1 for correlation in correlations)
     lines = [
         (_transposed_line if transposed else _forward_line)(by_mode[axis[0]]) if axis and axis[0] in by_mode else _Line()

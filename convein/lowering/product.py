@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from convein.lowering.target import Target
-from convein.lowering.values import Axis, Value, product
+from convein.lowering.values import Axis, Size, Value, product
 from convein.lowering.writer import Writer
 from convein.planner import rates
 
@@ -105,9 +105,7 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
 def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: Axis) -> Value:
     """A matrix product as a 1x1 convolution over channels that are neighbours in memory, in images of equal size."""
     target, sizes = writer.target, {**w.sizes, **x.sizes}
-    fixed = prod(size for mode in rows if isinstance(size := x.sizes[mode], int))
-    images = IMAGES if fixed % IMAGES == 0 else 1
-    pixels = product([fixed // images, *(size for mode in rows if isinstance(size := x.sizes[mode], str))])
+    images, pixels = _images([x.sizes[mode] for mode in rows])
     a = writer.arrange(x, (rows, summed))
     b = writer.arrange(w, (free, summed, (), ()))
     numbers = [_count(target, sizes, modes) for modes in (rows, summed, free)]
@@ -115,6 +113,15 @@ def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: 
     image = f"{a.name}.reshape({images}, {pixels}, 1, {x.size(summed)}).permute(0, 3, 1, 2)"
     y = writer.emit(f"F.conv2d({image}, {b.name})", [a, b], (rows, free), sizes, price)
     return writer.emit(f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})", [y], (rows, free), sizes)
+
+
+def _images(rows: list[Size]) -> tuple[Size, Size]:
+    """Rows as images and their pixels; a size that is only known at run time counts images, as a graph expects it."""
+    total = product(rows)
+    if isinstance(total, int):
+        return (IMAGES, total // IMAGES) if total % IMAGES == 0 else (1, total)
+    lead = 1 + max(place for place, size in enumerate(rows) if isinstance(size, str))
+    return product(rows[:lead]), product(rows[lead:])
 
 
 def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> Value:
