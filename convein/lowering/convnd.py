@@ -72,7 +72,9 @@ def convolve(
         roles = replace(roles, batch=roles.batch[:1], spatial=(passed, *roles.spatial))
     transposed = any(correlation.upsample > 1 for correlation in correlations)
     lines = [
-        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]]) if axis and axis[0] in by_mode else _Line()
+        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]])
+        if axis and axis[0] in by_mode
+        else _Line()
         for axis in roles.spatial
     ]
     channels = roles.groups + roles.summed

@@ -13,7 +13,8 @@ from convein.windows import Correlation
 
 # Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one
 # core; a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension.
-# Groups whose channels are neighbours in memory have a rate of their own. What a few more calls cost, in nanoseconds. Only ratios matter, near the point where both ways are equal.
+# Groups whose channels are neighbours in memory have a rate of their own. The last number: what a few more calls cost,
+# in nanoseconds. Only ratios matter, near the point where both ways are equal.
 TRANSFORM_RATE, PRODUCT_RATE = 8.0, 20.0
 CHANNEL_RATE, DENSE_RATE, DENSE_RATE_1D = 4.0, 240.0, 85.0
 NEIGHBOUR_RATE = 40.0
@@ -45,9 +46,7 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     return direct > OVERHEAD + transforms + 4 * products * points / PRODUCT_RATE
 
 
-def convolve(
-    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]
-) -> Value:
+def convolve(writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]) -> Value:
     """Transforms both sides, multiplies and sums the other modes for each frequency, transforms back."""
     points = [fast_length(_span(c)) for c in correlations]
     for c in correlations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from convein.lowering.target import Target
@@ -112,7 +113,8 @@ def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: 
     price = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (a, b))
     image = f"{a.name}.reshape({images}, {pixels}, 1, {x.size(summed)}).permute(0, 3, 1, 2)"
     y = writer.emit(f"F.conv2d({image}, {b.name})", [a, b], (rows, free), sizes, price)
-    return writer.emit(f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})", [y], (rows, free), sizes)
+    back = f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})"
+    return writer.emit(back, [y], (rows, free), sizes)
 
 
 def _images(rows: list[Size]) -> tuple[Size, Size]:
@@ -151,5 +153,5 @@ def _around(modes: Axis, summed: Axis) -> tuple[Axis, Axis]:
     return tuple(mode for mode in modes if mode not in summed), ()
 
 
-def _count(target: Target, sizes: object, modes: object) -> int:
-    return prod(target.number(mode, sizes[mode]) for mode in modes)  # type: ignore[index, attr-defined]
+def _count(target: Target, sizes: Mapping[str, Size], modes: Iterable[str]) -> int:
+    return prod(target.number(mode, sizes[mode]) for mode in modes)

@@ -33,7 +33,12 @@ class Writer:
         self.sum_option = "" if target.is_inexact else f", dtype={target.dtype}"
 
     def emit(
-        self, expression: str, uses: Iterable[Value], axes: Iterable[Axis], sizes: Mapping[str, Size], price: float = 0.0
+        self,
+        expression: str,
+        uses: Iterable[Value],
+        axes: Iterable[Axis],
+        sizes: Mapping[str, Size],
+        price: float = 0.0,
     ) -> Value:
         """Writes `name = expression` and returns the new value; sizes of modes that are gone are dropped."""
         name = f"v{next(self._names)}"
