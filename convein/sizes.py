@@ -20,7 +20,7 @@ OpenShape = tuple[int | None, ...]
 Key = str | tuple[str, int]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Fact:
     """One dimension of one operand: the product of these keys is `size`, where that is known."""
 

@@ -25,7 +25,7 @@ LANGUAGE = (
     "dialects",
     "interleaved",
 )
-NETWORK = ("windows", "resolve", "network", "binding")
+NETWORK = ("windows", "resolve", "network", "sizes", "binding")
 STAGES = ("planner", "lowering", "execution")
 CALLS = ("operands", "request", "expression", "tracing", "cache", "pipeline")
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "__main__")

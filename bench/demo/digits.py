@@ -17,7 +17,7 @@ import convein
 from networks import LAYERS, Network
 
 EPOCHS = 24
-TIMED_EPOCHS = 4  # in which the slow order takes part too
+TIMED_EPOCHS = 3  # in which the slow order takes part too
 BATCH = 64
 ACCURACY = 0.97
 KINDS = ("searched", "left to right", "dense")

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from convein.drawing.captions import Entry, captioned
 from convein.drawing.diagram import tensor_diagram
-from convein.drawing.sketch import by, sketched
+from convein.drawing.sketch import by, operand_styles, sketched
 from convein.drawing.svg import CONSTANT, FIXED, OPERAND, RESULT, Picture, Style, Svg, beside, document, number
-from convein.drawing.tree import contraction_tree, operand_styles
+from convein.drawing.tree import contraction_tree
 from convein.network import Network
 from convein.planner import Plan
 
@@ -17,7 +17,7 @@ __all__ = ["Svg", "draw_both", "draw_network", "draw_plan"]
 
 def draw_network(network: Network) -> Svg:
     """The tensor diagram of a network, as SVG text."""
-    return document(_network(network, {}), f"tensor diagram of {network.equation}")
+    return document(_network(network, operand_styles(network)), f"tensor diagram of {network.equation}")
 
 
 def draw_plan(plan: Plan) -> Svg:
@@ -27,7 +27,7 @@ def draw_plan(plan: Plan) -> Svg:
 
 def draw_both(plan: Plan) -> Svg:
     """Both pictures of a plan as one, as SVG text."""
-    both = beside(_network(plan.network, operand_styles(plan)), _plan(plan, "contraction tree"))
+    both = beside(_network(plan.network, _styles(plan)), _plan(plan, "contraction tree"))
     return document(both, f"tensor diagram and contraction tree of {plan.network.equation}")
 
 
@@ -47,12 +47,16 @@ def _network(network: Network, styles: dict[int, Style]) -> Picture:
 
 
 def _plan(plan: Plan, title: str) -> Picture:
-    entries = _operand_entries(operand_styles(plan).values())
+    entries = _operand_entries(_styles(plan).values())
     entries += [(RESULT, "result"), ("wide", "more multiplications")]
     backward = f", backward {number(plan.training_macs - plan.macs)}" if plan.needs_grad else ""
     numbers = f"multiplications: forward {number(plan.macs)}{backward}; largest result {number(plan.largest)} elements"
     order = f"order: {plan.optimizer}, cost {plan.cost}"
     return captioned(contraction_tree(plan), [title, numbers, order], entries)
+
+
+def _styles(plan: Plan) -> dict[int, Style]:
+    return operand_styles(plan.network, plan.needs_grad, plan.constants)
 
 
 def _operand_entries(styles: Iterable[Style]) -> list[Entry]:

@@ -11,7 +11,6 @@ from convein.drawing.sketch import Leg, Line, Node, Sketch, sketched
 from convein.drawing.svg import (
     CONVOLVED,
     INK,
-    OPERAND,
     Box,
     Picture,
     Style,
@@ -45,7 +44,7 @@ class Curve:
     visible: Array
 
 
-def tensor_diagram(network: Network, styles: Mapping[int, Style] | None = None) -> Picture:
+def tensor_diagram(network: Network, styles: Mapping[int, Style]) -> Picture:
     """The tensor diagram of a network.
 
     Args:
@@ -59,7 +58,7 @@ def tensor_diagram(network: Network, styles: Mapping[int, Style] | None = None) 
     labels: list[Box] = []
     middle = bounds(nodes).center.imag
     under = [_draw_curve(curve, nodes) for curve in curves]
-    over = [_draw_node(node, box, styles or {}) for node, box in zip(drawn.nodes, nodes, strict=True)]
+    over = [_draw_node(node, box, styles) for node, box in zip(drawn.nodes, nodes, strict=True)]
     for curve in sorted(curves, key=lambda curve: len(curve.visible)):
         if curve.line.text:
             labels.append(_line_label(curve, [*nodes, *labels], ink))
@@ -150,7 +149,7 @@ def _draw_leg(leg: Leg, start: complex, tip: complex) -> str:
 
 def _draw_node(node: Node, box: Box, styles: Mapping[int, Style]) -> str:
     if node.position is not None:
-        return named(node.name, labelled(box, node.lines, styles.get(node.position, OPERAND)))
+        return named(node.name, labelled(box, node.lines, styles[node.position]))
     if node.is_convolved:
         return named(node.name, asterisk(box.center, _HUB, CONVOLVED))
     return named(node.name, dot(box.center, _DOT, fill=INK))

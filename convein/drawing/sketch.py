@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from convein.drawing.svg import shortened
+from convein.drawing.svg import CONSTANT, FIXED, OPERAND, Style, shortened
 from convein.network import Network
 
 WIDEST = 26
@@ -78,10 +78,10 @@ def sketched(network: Network) -> Sketch:
         name = shortened(mode, WIDEST)
         sized = f"{name}={'?' if mode in free else ''}{about['size']}"
         if about["convolved"]:
-            signal = network.convolutions[mode].signal
+            convolution = network.convolutions[mode]
             for position in carriers:
-                text = f"{name}={graph.edges[position, mode]['size']}"
-                lines.append(Line(position, len(nodes), text, True, position == signal))
+                text = f"{name}={convolution.operand_size(position)}"
+                lines.append(Line(position, len(nodes), text, True, position == convolution.signal))
             if about["kept"]:
                 legs.append(Leg(len(nodes), sized, True, True))
             nodes.append(Node(mode, tuple(_options(network, mode)), is_convolved=True))
@@ -105,6 +105,19 @@ def operand_lines(network: Network, position: int) -> tuple[str, str]:
     if operand.constant is not None:
         shape += f", all {operand.constant.value:.4g}"
     return shortened(f"x{position} {term}".rstrip(), WIDEST), shortened(shape, WIDEST)
+
+
+def operand_styles(network: Network, needs_grad: int = 0, constants: int = 0) -> dict[int, Style]:
+    """The colour of each operand: constants, and those that need no gradient where others do; both as bit sets."""
+    styles = {}
+    for position, operand in enumerate(network.operands):
+        if constants >> position & 1 or operand.constant is not None:
+            styles[position] = CONSTANT
+        elif needs_grad and not needs_grad >> position & 1:
+            styles[position] = FIXED
+        else:
+            styles[position] = OPERAND
+    return styles
 
 
 def by(sizes: tuple[int, ...]) -> str:

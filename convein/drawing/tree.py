@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from math import log
 from operator import sub
 
-from convein.drawing.sketch import WIDEST, by, operand_lines
+from convein.drawing.sketch import WIDEST, by, operand_lines, operand_styles
 from convein.drawing.svg import (
     CONSTANT,
     CONVOLVED,
-    FIXED,
-    OPERAND,
     PARTIAL,
     RESULT,
     Box,
@@ -95,26 +93,14 @@ def contraction_tree(plan: Plan) -> Picture:
     return Picture(tuple(marks), bounds(boxes, 4))
 
 
-def operand_styles(plan: Plan) -> dict[int, Style]:
-    """The colour of each operand: constants, and those that need no gradient where others do."""
-    styles = {}
-    for position, operand in enumerate(plan.network.operands):
-        if plan.constants >> position & 1 or operand.constant is not None:
-            styles[position] = CONSTANT
-        elif plan.needs_grad and not plan.needs_grad >> position & 1:
-            styles[position] = FIXED
-        else:
-            styles[position] = OPERAND
-    return styles
-
-
 def _joins(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """The values that each box below is made of; one operand alone has a result too."""
     return plan.ssa_path or ((0,),)
 
 
 def _cards(plan: Plan) -> list[Card]:
-    network, styles = plan.network, operand_styles(plan)
+    network = plan.network
+    styles = operand_styles(network, plan.needs_grad, plan.constants)
     cards = [Card(operand_lines(network, position), styles[position]) for position in range(len(network.operands))]
     result = (f"{network.equation.output}", by(network.output_shape))
     if not plan.steps:
