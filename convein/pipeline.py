@@ -94,7 +94,7 @@ def conv_einsum(
             choices if choices == _NO_CHOICES else freeze(choices),
             planning,
             torch.is_grad_enabled(),
-            *[(x.shape, x.dtype, x.device, x.requires_grad) for x in operands],
+            *[(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands],
         )
         found = cache.lookup(key)
         if found is not None and not unknown:
@@ -164,7 +164,9 @@ def compile(
     dtype = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
     where = torch.device(device) if device else tensors[0].device if tensors else torch.get_default_device()
     needs_grad = _needs_grad(operands, grad, network) & ~sum(1 << position for position in fixed)
-    program = _program(request, network, Target(dtype, where.type, dict(network.sizes)), needs_grad, frozenset(fixed))
+    orders = tuple(_memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
+    target = Target(dtype, where.type, dict(network.sizes))
+    program = _program(request, network, target, needs_grad, frozenset(fixed), orders)
     before, after = fold(program, frozenset(f"x{position}" for position in fixed))
     with torch.no_grad():
         folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
@@ -209,7 +211,7 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
         isinstance(size, torch.SymInt) for x in operands if isinstance(x, torch.Tensor) for size in x.shape
     )
     if key is None and not is_symbolic and all(isinstance(x, torch.Tensor) for x in operands):
-        metas = [(x.shape, x.dtype, x.device, x.requires_grad) for x in operands]
+        metas = [(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands]
         key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
         found = cache.lookup(key)
         if found is not None:
@@ -234,12 +236,18 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     _check_constants(request, dtype)
     needs_grad = _needs_grad(operands, None, network) if torch.is_grad_enabled() else 0
     target = Target(dtype, operands[0].device.type, dict(network.sizes))
-    function = _callable(_program(request, network, target, needs_grad), request)
+    orders = () if symbolic else tuple(map(_memory_order, operands))
+    function = _callable(_program(request, network, target, needs_grad, orders=orders), request)
     return _rechecked(function, request) if mixed else function
 
 
 def _program(
-    request: Request, network: Network, target: Target, needs_grad: int, constants: frozenset[int] = frozenset()
+    request: Request,
+    network: Network,
+    target: Target,
+    needs_grad: int,
+    constants: frozenset[int] = frozenset(),
+    orders: Sequence[tuple[int, ...]] = (),
 ) -> Program:
     known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
     planned = plan(
@@ -249,7 +257,15 @@ def _program(
         needs_grad=needs_grad,
         constants=sum(1 << position for position in known),
     )
-    return lower(planned, target)
+    return lower(planned, target, orders)
+
+
+def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
+    if x.is_contiguous():
+        return ()
+    strides = x.stride()
+    return tuple(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
 
 
 def _callable(program: Program, request: Request) -> Callable[..., Any]:

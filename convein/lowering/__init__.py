@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
-from convein.lowering import axis, convnd, fft
-from convein.lowering.product import contract
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from convein.lowering import axis
+from convein.lowering.join import join, ways
 from convein.lowering.program import Program, Statement
 from convein.lowering.simplify import inline
 from convein.lowering.target import Target
-from convein.lowering.writer import Size, Value, Writer, product, tuple_text
+from convein.lowering.values import Size, Value, product, tuple_text
+from convein.lowering.writer import Writer
 from convein.network import Network
 from convein.planner.plan import Plan
-from convein.windows import Correlation
 
 __all__ = ["Program", "Statement", "Target", "lower"]
 
+# How many layouts of one partial result are pursued.
+LAYOUTS = 3
 
-def lower(plan: Plan, target: Target) -> Program:
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One way to a partial result: the statements so far, and what they are expected to take."""
+
+    value: Value
+    statements: tuple[Statement, ...]
+    price: float
+
+
+def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) -> Program:
     """Writes the program of a plan.
+
+    Every step can be done in several ways that leave their result in different layouts; drafts of all combinations are
+    priced, and of those with the same layout the cheapest goes on.
 
     Args:
         plan: the order of the steps.
-        target: dtype and device it will run on.
+        target: what it will run on.
+        orders: for each operand its axes from the slowest to the fastest in memory, where that is not their own order.
     """
     network = plan.network
-    writer = Writer(None if target.is_inexact else target.dtype)
+    names = count(1)
     parameters = tuple(f"x{position}" for position, o in enumerate(network.operands) if o.constant is None)
-    sizes = _symbolic_sizes(network, writer)
+    opening = Writer(target, names)
+    sizes = _symbolic_sizes(network, opening)
     if network.is_zero:
-        result = _zeros(writer, network, parameters, sizes)
-        return Program(plan, parameters, tuple(writer.statements), (result.name,))
-    values = [_load(writer, network, position, sizes) for position in range(len(network.operands))]
+        result = _zeros(opening, network, parameters, sizes)
+        return Program(plan, parameters, tuple(opening.statements), (result.name,))
+    drafts: list[list[_Draft]] = []
+    for position in range(len(network.operands)):
+        writer = Writer(target, names)
+        order = orders[position] if position < len(orders) else ()
+        value = _load(writer, plan, position, sizes, order)
+        drafts.append([_draft(writer, value)])
     for step in plan.steps:
-        joined = step.left_set | step.right_set
-        kept = frozenset(network.modes(joined))
-        values.append(
-            _join(
-                writer, values[step.left], values[step.right], network.join(step.left_set, step.right_set), kept, target
-            )
-        )
-    result = writer.arrange(values[-1], network.output_axes)
-    return inline(Program(plan, parameters, tuple(writer.statements), (result.name,)))
+        correlations = network.join(step.left_set, step.right_set)
+        kept = frozenset(network.modes(step.left_set | step.right_set))
+        found = []
+        for left in drafts[step.left]:
+            for right in drafts[step.right]:
+                for way in ways(left.value, right.value, correlations, kept, target):
+                    writer = Writer(target, names)
+                    value = join(writer, left.value, right.value, correlations, kept, way)
+                    found.append(_draft(writer, value, left, right))
+        drafts.append(_cheapest(found))
+    finished = []
+    for draft in drafts[-1]:
+        writer = Writer(target, names)
+        finished.append(_draft(writer, writer.arrange(draft.value, network.output_axes), draft))
+    best = min(finished, key=lambda draft: draft.price)
+    return inline(Program(plan, parameters, (*opening.statements, *best.statements), (best.value.name,)))
+
+
+def _draft(writer: Writer, value: Value, *before: _Draft) -> _Draft:
+    statements = tuple(s for draft in before for s in draft.statements) + tuple(writer.statements)
+    return _Draft(value, statements, sum(d.price for d in before) + sum(s.price for s in writer.statements))
+
+
+def _cheapest(drafts: list[_Draft]) -> list[_Draft]:
+    """The cheapest draft of each layout, the cheapest layouts first."""
+    best: dict[tuple[str, ...], _Draft] = {}
+    for draft in sorted(drafts, key=lambda draft: draft.price):
+        best.setdefault(draft.value.modes, draft)
+    return list(best.values())[:LAYOUTS]
 
 
 def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:
@@ -66,8 +112,9 @@ def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes:
     return writer.emit(f"{total.name}.expand({shape})", [total], network.output_axes, full)
 
 
-def _load(writer: Writer, network: Network, position: int, sizes: dict[str, Size]) -> Value:
+def _load(writer: Writer, plan: Plan, position: int, sizes: dict[str, Size], order: tuple[int, ...]) -> Value:
     """One operand with distinct modes: constants made, diagonals taken, modes of its own summed or strided."""
+    network = plan.network
     operand = network.operands[position]
     own: dict[str, Size] = {
         mode: network.convolutions[mode].operand_size(position) if mode in network.convolutions else sizes[mode]
@@ -81,7 +128,10 @@ def _load(writer: Writer, network: Network, position: int, sizes: dict[str, Size
         call = f"{like}.new_full({operand.constant.shape}, {operand.constant.value!r})"
         value = writer.emit(call, [Value(like, (), {})], axes, own)
     else:
-        value = Value(f"x{position}", axes, own)
+        value = Value(f"x{position}", axes, own, grad=bool(plan.needs_grad >> position & 1))
+        if order and list(order) != sorted(order):
+            call = f"x{position}.permute({', '.join(map(str, order))})"
+            value = writer.emit(call, [value], [axes[place] for place in order], own)
     value = _diagonals(writer, value)
     for mode in operand.modes:
         convolution = network.convolutions.get(mode)
@@ -103,79 +153,3 @@ def _diagonals(writer: Writer, value: Value) -> Value:
             kept = [a for place, a in enumerate(value.axes) if place not in (first, second)]
             value = writer.emit(f"{value.name}.diagonal(0, {first}, {second})", [value], [*kept, (mode,)], value.sizes)
     return value
-
-
-def _join(
-    writer: Writer,
-    left: Value,
-    right: Value,
-    correlations: tuple[Correlation, ...],
-    kept: frozenset[str],
-    target: Target,
-) -> Value:
-    """One step: the pair's convolved modes are brought to one direction, then the fastest call that fits does it."""
-    original = correlations
-    for c in correlations:
-        if c.signal_left:
-            left = axis.extend(writer, left, c)
-        else:
-            right = axis.extend(writer, right, c)
-    correlations = tuple(axis.extended(c) for c in correlations)
-    x, w, correlations = _orient(writer, left, right, correlations)
-    needed = kept | {c.mode for c in correlations}
-    if correlations and fft.pays(x, w, correlations, kept, target):
-        y = fft.convolve(writer, x, w, correlations, needed, target)
-    else:
-        x, w, correlations = _direct(writer, x, w, correlations, target)
-        if correlations:
-            y = convnd.convolve(writer, x, w, correlations, needed)
-        else:
-            y = contract(writer, x, w, needed, target)
-    for c in original:
-        y = axis.fold(writer, y, c)
-    return writer.sum_out(y, [mode for mode in y.modes if mode not in kept])
-
-
-def _orient(
-    writer: Writer, left: Value, right: Value, correlations: tuple[Correlation, ...]
-) -> tuple[Value, Value, tuple[Correlation, ...]]:
-    """One value as the signal side of every convolved mode: modes that disagree exchange roles, or are unfolded."""
-    sides = {c.signal_left for c in correlations}
-    if len(sides) == 1:
-        return (left, right, correlations) if sides == {True} else (right, left, correlations)
-    if not sides:
-        return left, right, ()
-    votes = {side: max(c.n for c in correlations if c.signal_left is side) for side in sides}
-    main = votes[True] >= votes[False]
-    x, w = (left, right) if main else (right, left)
-    same_way = []
-    for c in correlations:
-        if c.signal_left is main:
-            same_way.append(c)
-        elif axis.can_swap(c):
-            w, x, c = axis.swap(writer, w, x, c)
-            same_way.append(c)
-        else:
-            w, x = axis.unfold(writer, w, x, c)
-    return x, w, tuple(same_way)
-
-
-def _direct(
-    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], target: Target
-) -> tuple[Value, Value, tuple[Correlation, ...]]:
-    """What torch's convolutions cannot take is unfolded: integers, more than three modes, stride with upsampling."""
-    if target.has_convolution:
-        by_cost = sorted(correlations, key=lambda c: c.kernel)
-        excess = by_cost[: max(0, len(correlations) - convnd.MAX_SPATIAL)]
-    else:
-        excess = list(correlations)
-    for c in excess:
-        x, w = axis.unfold(writer, x, w, c)
-    rest = tuple(c for c in correlations if c not in excess)
-    if any(c.upsample > 1 for c in rest) and any(c.stride > 1 for c in rest):
-        ready = []
-        for c in rest:
-            x, c = axis.upsample(writer, x, c)
-            ready.append(c)
-        rest = tuple(ready)
-    return x, w, rest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from convein.lowering.writer import Value, Writer
+from convein.lowering.values import Value
+from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 
@@ -27,7 +28,8 @@ def extend(writer: Writer, x: Value, c: Correlation) -> Value:
         elif change.startswith("repeated"):
             text += expand.format(size=change.split()[1])
         texts.append(text)
-    return writer.emit(f"torch.cat(({', '.join(texts)}), {dim})", [x], x.axes, {**x.sizes, c.mode: c.n + lo + hi})
+    sizes = {**x.sizes, c.mode: c.n + lo + hi}
+    return writer.emit(f"torch.cat(({', '.join(texts)}), {dim})", [x], x.axes, sizes, writer.price.elementwise(0, [x]))
 
 
 def extended(c: Correlation) -> Correlation:

@@ -7,9 +7,12 @@ permute for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 
-from convein.lowering.writer import Axis, Value, Writer
+from convein.lowering.values import Axis, Size, Value
+from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 MAX_SPATIAL = 3
@@ -42,28 +45,83 @@ class _Line:
     flip: bool = False
 
 
-def convolve(writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]) -> Value:
-    """One convolution call for all convolved pairs, of which x is the signal side; at most three of them."""
+def convolve(
+    writer: Writer,
+    x: Value,
+    w: Value,
+    correlations: tuple[Correlation, ...],
+    kept: frozenset[str],
+    *,
+    last: bool = False,
+) -> Value:
+    """One convolution call for all convolved pairs, of which x is the signal side; at most three of them.
+
+    Args:
+        writer: where to write.
+        x: the signal side.
+        w: the filter side.
+        correlations: the convolved pairs.
+        kept: the modes that are needed afterwards.
+        last: whether channels shall be neighbours in memory, before and after.
+    """
     by_mode = {correlation.mode: correlation for correlation in correlations}
     roles = _assign(x, w, by_mode, kept)
+    if last and len(roles.spatial) == 1:
+        # torch has no such layout for one spatial axis.
+        passed = roles.batch[1:]
+        roles = replace(roles, batch=roles.batch[:1], spatial=(passed, *roles.spatial))
     transposed = any(correlation.upsample > 1 for correlation in correlations)
     lines = [
-        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]]) if axis[0] in by_mode else _Line()
+        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]])
+        if axis and axis[0] in by_mode
+        else _Line()
         for axis in roles.spatial
     ]
-    x = writer.arrange(x, (roles.batch, roles.groups + roles.summed, *roles.spatial))
-    x = _cut(writer, x, lines)
+    channels = roles.groups + roles.summed
+    layout = (roles.batch, *roles.spatial, channels) if last else (roles.batch, channels, *roles.spatial)
+    first_spatial = 1 if last else 2
+    x = writer.arrange(x, layout, dense=True)
+    x = _cut(writer, x, lines, first_spatial)
     w = _weight(writer, w, roles, by_mode, transposed)
     flips = [place + 2 for place, line in enumerate(lines) if line.flip]
     if flips:
         w = writer.emit(f"{w.name}.flip({', '.join(map(str, flips))})", [w], w.axes, w.sizes)
     sizes = {**w.sizes, **x.sizes}
     for axis, line in zip(roles.spatial, lines, strict=True):
-        if axis[0] in by_mode:
+        if axis and axis[0] in by_mode:
             sizes[axis[0]] = line.natural
-    call = _call(x, w, roles, lines, transposed)
-    y = writer.emit(call, [x, w], (roles.batch, roles.groups + roles.free, *roles.spatial), sizes)
-    return _trim(writer, y, lines, by_mode, roles)
+    made = roles.groups + roles.free
+    price = _price(writer, x, w, roles, sizes, by_mode, last=last)
+    if last:
+        x = writer.transpose(x, (0, len(lines) + 1, *range(1, len(lines) + 1)))
+    call = _call(x.name, w.name, x.size(roles.groups), lines, transposed)
+    y = writer.emit(call, [x, w], (roles.batch, made, *roles.spatial), sizes, price)
+    if last:
+        y = writer.transpose(y, (0, *range(2, len(lines) + 2), 1))
+    return _trim(writer, y, lines, by_mode, roles, first_spatial)
+
+
+def _price(
+    writer: Writer,
+    x: Value,
+    w: Value,
+    roles: _Roles,
+    sizes: Mapping[str, Size],
+    by_mode: Mapping[str, Correlation],
+    *,
+    last: bool,
+) -> float:
+    def number(modes: Iterable[str]) -> int:
+        return prod(writer.target.number(mode, sizes[mode]) for mode in modes)
+
+    pixels = number(mode for axis in roles.spatial for mode in axis if mode not in by_mode) * number(roles.batch)
+    groups, summed, free = number(roles.groups), number(roles.summed), number(roles.free)
+    # A scatter multiplies every entry of the signal, a gather every entry of the result.
+    counted = prod(c.n if c.upsample > 1 else c.size for c in by_mode.values())
+    made = pixels * groups * free * counted
+    return writer.price.convolution(
+        x, w, made, groups, summed, free, prod(c.kernel for c in by_mode.values()), last=last
+    )
 
 
 def _assign(x: Value, w: Value, by_mode: dict[str, Correlation], kept: frozenset[str]) -> _Roles:
@@ -126,21 +184,22 @@ def _transposed_line(c: Correlation) -> _Line:
     return _Line(0, -1, (0, 0), padding, c.upsample, c.dilation, extra, after, made, flip=not c.flip)
 
 
-def _cut(writer: Writer, x: Value, lines: list[_Line]) -> Value:
+def _cut(writer: Writer, x: Value, lines: list[_Line], first: int) -> Value:
     text, sizes = x.name, dict(x.sizes)
-    for place, line in enumerate(lines):
-        mode = x.axes[place + 2]
+    for place, line in enumerate(lines, first):
+        mode = x.axes[place]
         if line.length >= 0 and (line.start or line.length != x.sizes[mode[0]]):
-            text += f".narrow({place + 2}, {line.start}, {line.length})"
+            text += f".narrow({place}, {line.start}, {line.length})"
             sizes[mode[0]] = line.length
     if text != x.name:
         x = writer.emit(text, [x], x.axes, sizes)
     if any(line.pad != (0, 0) for line in lines):
-        pads = [line.pad for line in lines]
-        for axis, pad in zip(x.axes[2:], pads, strict=True):
+        pads = [line.pad for line in lines] + [(0, 0)] * (len(x.axes) - first - len(lines))
+        for axis, pad in zip(x.axes[first:], pads, strict=True):
             if pad != (0, 0):
                 sizes[axis[0]] = int(sizes[axis[0]]) + sum(pad)  # a convolved size is always a number
-        x = writer.emit(f"F.pad({x.name}, {_pad_text(pads)})", [x], x.axes, sizes)
+        copy = writer.price.elementwise(0, [x])
+        x = writer.emit(f"F.pad({x.name}, {_pad_text(pads)})", [x], x.axes, sizes, copy)
     return x
 
 
@@ -152,15 +211,15 @@ def _pad_text(pads: list[tuple[int, int]]) -> str:
 
 
 def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
-    taps: list[Axis] = [axis if axis[0] in by_mode else () for axis in roles.spatial]
+    taps: list[Axis] = [axis if axis and axis[0] in by_mode else () for axis in roles.spatial]
     if transposed:
         return writer.arrange(w, (roles.groups + roles.summed, roles.free, *taps))
     return writer.arrange(w, (roles.groups + roles.free, roles.summed, *taps))
 
 
-def _call(x: Value, w: Value, roles: _Roles, lines: list[_Line], transposed: bool) -> str:
+def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) -> str:
     rank = len(lines)
-    arguments = [x.name, w.name]
+    arguments = [x, w]
     settings: list[tuple[str, list[int], int]] = [
         ("stride", [line.stride for line in lines], 1),
         ("padding", [line.padding for line in lines], 0),
@@ -171,18 +230,19 @@ def _call(x: Value, w: Value, roles: _Roles, lines: list[_Line], transposed: boo
         if any(number != default for number in numbers):
             same = len(set(numbers)) == 1
             arguments.append(f"{name}={numbers[0] if same else tuple(numbers)}")
-    groups = x.size(roles.groups)
     if groups != 1:
         arguments.append(f"groups={groups}")
     return f"F.conv{'_transpose' if transposed else ''}{rank}d({', '.join(arguments)})"
 
 
-def _trim(writer: Writer, y: Value, lines: list[_Line], by_mode: dict[str, Correlation], roles: _Roles) -> Value:
+def _trim(
+    writer: Writer, y: Value, lines: list[_Line], by_mode: Mapping[str, Correlation], roles: _Roles, first: int
+) -> Value:
     """Cuts surplus outputs off, or adds zeros where nothing was scattered."""
     sizes = dict(y.sizes)
     text, pads = y.name, []
-    for place, (axis, line) in enumerate(zip(roles.spatial, lines, strict=True)):
-        if axis[0] not in by_mode:
+    for place, (axis, line) in enumerate(zip(roles.spatial, lines, strict=True), first):
+        if not axis or axis[0] not in by_mode:
             pads.append((0, 0))
             continue
         before, behind = line.after
@@ -192,9 +252,10 @@ def _trim(writer: Writer, y: Value, lines: list[_Line], by_mode: dict[str, Corre
             # Nothing that was scattered is read.
             start, length, before, behind = 0, 0, by_mode[axis[0]].size, 0
         if length != line.natural:
-            text += f".narrow({place + 2}, {start}, {length})"
+            text += f".narrow({place}, {start}, {length})"
         pads.append((max(0, before), max(0, behind)))
         sizes[axis[0]] = by_mode[axis[0]].size
     if any(pad != (0, 0) for pad in pads):
+        pads += [(0, 0)] * (len(y.axes) - first - len(lines))
         text = f"F.pad({text}, {_pad_text(pads)})"
     return y if text == y.name else writer.emit(text, [y], y.axes, sizes)

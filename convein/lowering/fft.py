@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import log2, prod
-
-import torch
 
 from convein.lowering import axis
 from convein.lowering.product import contract
 from convein.lowering.target import Target
-from convein.lowering.writer import Value, Writer
+from convein.lowering.values import Value
+from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 # Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one
 # core; a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension.
-# What a few more calls cost, in nanoseconds. Only ratios matter, near the point where both ways are equal.
+# Groups whose channels are neighbours in memory have a rate of their own. The last number: what a few more calls cost,
+# in nanoseconds. Only ratios matter, near the point where both ways are equal.
 TRANSFORM_RATE, PRODUCT_RATE = 8.0, 20.0
 CHANNEL_RATE, DENSE_RATE, DENSE_RATE_1D = 4.0, 240.0, 85.0
+NEIGHBOUR_RATE = 40.0
 OVERHEAD = 20_000.0
 MIN_TAPS = 16
 
@@ -36,6 +36,9 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     outputs = prod(size for mode, size in rest.items() if mode not in shared or mode in kept)
     channels = prod(size for mode, size in rest.items() if mode not in kept or mode not in x.modes)
     rate = min(DENSE_RATE if len(correlations) > 1 else DENSE_RATE_1D, CHANNEL_RATE * channels)
+    if target.chooses_layouts:
+        groups = prod(rest[mode] for mode in shared if mode in kept)
+        rate = max(rate, NEIGHBOUR_RATE * min(1.0, groups / 16))
     points = prod(fast_length(_span(c)) for c in correlations)
     direct = 2 * products * taps * prod(c.size for c in correlations) / rate
     signals = (target.count(x) // prod(c.n for c in correlations), target.count(w) // taps, outputs)
@@ -43,26 +46,24 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     return direct > OVERHEAD + transforms + 4 * products * points / PRODUCT_RATE
 
 
-def convolve(
-    writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target
-) -> Value:
+def convolve(writer: Writer, x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozenset[str]) -> Value:
     """Transforms both sides, multiplies and sums the other modes for each frequency, transforms back."""
     points = [fast_length(_span(c)) for c in correlations]
     for c in correlations:
         x = axis.read(writer, x, c)
         if c.flip:
             w = axis.flip(writer, w, c.mode)
-    real = not target.dtype.is_complex
+    real = not writer.target.dtype.is_complex
     modes = tuple(c.mode for c in correlations)
     half = {c.mode: n for c, n in zip(correlations, points, strict=True)}
     if real:
         half[modes[-1]] = points[-1] // 2 + 1
-    spectra = []
+    spectra: list[Value] = []
     for value, suffix in ((x, ""), (w, ".conj()")):
         value = writer.arrange(value, [*((m,) for m in value.modes if m not in half), *((m,) for m in modes)])
         call = _call("rfftn" if real else "fftn", value.name, points) + suffix
         spectra.append(writer.emit(call, [value], value.axes, {**value.sizes, **half}))
-    y = contract(writer, spectra[0], spectra[1], kept | set(modes), replace(target, dtype=torch.complex64))
+    y = contract(writer, spectra[0], spectra[1], kept | set(modes))
     y = writer.arrange(y, [*((m,) for m in y.modes if m not in half), *((m,) for m in modes)])
     y = writer.emit(_call("irfftn" if real else "ifftn", y.name, points), [y], y.axes, y.sizes)
     index = ", ".join(f":{c.stride * (c.size - 1) + 1}{f':{c.stride}' if c.stride > 1 else ''}" for c in correlations)

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from math import prod
+
 from convein.lowering.target import Target
-from convein.lowering.writer import Axis, Value, Writer
+from convein.lowering.values import Axis, Size, Value, product
+from convein.lowering.writer import Writer
+from convein.planner import rates
+
+# A batch of this many images lets a CPU's 1x1 convolution reach the speed of its fastest matrix product.
+IMAGES = 16
 
 
-def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], target: Target) -> Value:
-    """Multiplies two values and sums over the modes that both have and nobody needs any more."""
+def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], way: str = "plain") -> Value:
+    """Multiplies two values and sums over the modes that both have and nobody needs any more.
+
+    Args:
+        writer: where to write.
+        left: one value.
+        right: the other.
+        kept: the modes that are needed afterwards.
+        way: how, where one side is a plain matrix: one of `ways`.
+    """
+    target = writer.target
     if target.count(left) < target.count(right):
         left, right = right, left
-    summed = [mode for mode in left.modes if mode in right.modes and mode not in kept]
-    batch = [mode for mode in left.modes if mode in right.modes and mode in kept]
+    summed = tuple(mode for mode in left.modes if mode in right.modes and mode not in kept)
+    batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
     if not summed or not target.has_matmul:
         return writer.sum_out(multiply(writer, left, right), summed)
     if len(summed) == len(left.modes) == len(right.modes):
-        a, b = (writer.arrange(value, (tuple(summed),)) for value in (left, right))
-        return writer.emit(f"torch.dot({a.name}, {b.name})", [a, b], (), {})
+        a, b = (writer.arrange(value, (summed,)) for value in (left, right))
+        return writer.emit(f"torch.dot({a.name}, {b.name})", [a, b], (), {}, writer.price.elementwise(0, [a, b]))
     if batch:
-        return _batched(writer, left, right, tuple(batch), tuple(summed))
-    return _single(writer, left, right, tuple(summed), target)
+        return _batched(writer, left, right, batch, summed)
+    return _single(writer, left, right, summed, way)
+
+
+def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tuple[str, ...]:
+    """How `contract` can do a step: which of them is fastest depends on what follows.
+
+    `"plain"` leaves the larger side as it lies where its summed modes are neighbours, `"rows"` brings them last, and
+    `"pixels"` does the same as a convolution with kernel size 1.
+    """
+    x, w = (left, right) if target.count(left) >= target.count(right) else (right, left)
+    shared = [mode for mode in x.modes if mode in w.modes]
+    if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
+        return ("plain",)
+    return ("plain", "rows", "pixels")
 
 
 def multiply(writer: Writer, left: Value, right: Value) -> Value:
@@ -39,43 +69,80 @@ def multiply(writer: Writer, left: Value, right: Value) -> Value:
     while matching and not matching[0]:  # leading axes of size 1 are added by broadcasting
         matching.pop(0)
     b = writer.arrange(right, [*matching, *tail])
-    return writer.emit(f"{a.name} * {b.name}", [a, b], [*axes, *tail], {**right.sizes, **left.sizes})
+    sizes = {**right.sizes, **left.sizes}
+    made = _count(writer.target, sizes, sizes)
+    return writer.emit(f"{a.name} * {b.name}", [a, b], [*axes, *tail], sizes, writer.price.elementwise(made, [a, b]))
 
 
-def _single(writer: Writer, x: Value, w: Value, summed: Axis, target: Target) -> Value:
-    """No batch mode: one matrix on one side, so x need not move where its summed modes are neighbours."""
+def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value:
+    """No batch mode: one matrix on one side."""
+    target, sizes = writer.target, {**w.sizes, **x.sizes}
     before, after = _around(x.modes, summed)
     free = tuple(mode for mode in w.modes if mode not in summed)
-    sizes = {**w.sizes, **x.sizes}
+    if way != "plain":
+        before, after = before + after, ()
+    numbers = [_count(target, sizes, modes) for modes in (before, after, summed, free)]
     if not after:
+        if way == "pixels":
+            return _pixels(writer, x, w, before, summed, free)
         a, b = writer.arrange(x, (before, summed)), writer.arrange(w, (summed, free))
-        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (before, free), sizes)
+        price = writer.price.matrix(rates.MATRIX, 1, numbers[0], numbers[2], numbers[3], (a, b))
+        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (before, free), sizes, price)
     if not before:
         a, b = writer.arrange(w, (free, summed)), writer.arrange(x, (summed, after))
-        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes)
+        price = writer.price.matrix(rates.MATRIX, 1, numbers[3], numbers[2], numbers[1], (a, b))
+        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
     if target.prefers_pointwise_conv:
         a = writer.arrange(w, (free, summed, ()))
-        return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes)
+        price = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
+        return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, price)
     a = writer.arrange(w, (free, summed))
     call = f"torch.bmm({a.name}.expand({x.size(before)}, -1, -1), {b.name})"
-    return writer.emit(call, [a, b], (before, free, after), sizes)
+    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[3], numbers[2], numbers[1], (a, b))
+    return writer.emit(call, [a, b], (before, free, after), sizes, price)
+
+
+def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: Axis) -> Value:
+    """A matrix product as a 1x1 convolution over channels that are neighbours in memory, in images of equal size."""
+    target, sizes = writer.target, {**w.sizes, **x.sizes}
+    images, pixels = _images([x.sizes[mode] for mode in rows])
+    a = writer.arrange(x, (rows, summed))
+    b = writer.arrange(w, (free, summed, (), ()))
+    numbers = [_count(target, sizes, modes) for modes in (rows, summed, free)]
+    price = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (a, b))
+    image = f"{a.name}.reshape({images}, {pixels}, 1, {x.size(summed)}).permute(0, 3, 1, 2)"
+    y = writer.emit(f"F.conv2d({image}, {b.name})", [a, b], (rows, free), sizes, price)
+    back = f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})"
+    return writer.emit(back, [y], (rows, free), sizes)
+
+
+def _images(rows: list[Size]) -> tuple[Size, Size]:
+    """Rows as images and their pixels; a size that is only known at run time counts images, as a graph expects it."""
+    total = product(rows)
+    if isinstance(total, int):
+        return (IMAGES, total // IMAGES) if total % IMAGES == 0 else (1, total)
+    lead = 1 + max(place for place, size in enumerate(rows) if isinstance(size, str))
+    return product(rows[:lead]), product(rows[lead:])
 
 
 def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> Value:
     """Batch modes: bmm, with the modes of x before the batch as further batch where moving them would copy x."""
-    shared = {*batch, *summed}
+    target, shared = writer.target, {*batch, *summed}
     first = next(place for place, mode in enumerate(x.modes) if mode in shared)
     lead = x.modes[:first]
     inner = tuple(mode for mode in x.modes[first:] if mode not in shared)
     free = tuple(mode for mode in w.modes if mode not in shared)
     sizes = {**w.sizes, **x.sizes}
+    numbers = [_count(target, sizes, modes) for modes in (lead, batch, inner, summed, free)]
     if lead and inner:
         a, b = writer.arrange(x, (lead, batch, inner, summed)), writer.arrange(w, (batch, summed, free))
-        return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (lead, batch, inner, free), sizes)
+        price = writer.price.matrix(rates.BATCHED, numbers[0] * numbers[1], numbers[2], numbers[3], numbers[4], (a, b))
+        return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (lead, batch, inner, free), sizes, price)
     rows = lead or inner
     a, b = writer.arrange(x, (batch, rows, summed)), writer.arrange(w, (batch, summed, free))
-    return writer.emit(f"torch.bmm({a.name}, {b.name})", [a, b], (batch, rows, free), sizes)
+    price = writer.price.matrix(rates.BATCHED, numbers[1], numbers[0] * numbers[2], numbers[3], numbers[4], (a, b))
+    return writer.emit(f"torch.bmm({a.name}, {b.name})", [a, b], (batch, rows, free), sizes, price)
 
 
 def _around(modes: Axis, summed: Axis) -> tuple[Axis, Axis]:
@@ -84,3 +151,7 @@ def _around(modes: Axis, summed: Axis) -> tuple[Axis, Axis]:
     if modes[first : first + len(summed)] == summed:
         return modes[:first], modes[first + len(summed) :]
     return tuple(mode for mode in modes if mode not in summed), ()
+
+
+def _count(target: Target, sizes: Mapping[str, Size], modes: Iterable[str]) -> int:
+    return prod(target.number(mode, sizes[mode]) for mode in modes)

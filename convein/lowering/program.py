@@ -11,11 +11,15 @@ HEADER = "import torch\nimport torch.nn.functional as F\n"
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One assignment `target = expression`; `uses` are the names that the expression reads."""
+    """One assignment `target = expression`; `uses` are the names that the expression reads.
+
+    `price` is how many microseconds it is expected to take, backward pass included where one is needed.
+    """
 
     target: str
     expression: str
     uses: tuple[str, ...]
+    price: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.target} = {self.expression}"
@@ -36,6 +40,11 @@ class Program:
     parameters: tuple[str, ...]
     statements: tuple[Statement, ...]
     results: tuple[str, ...]
+
+    @property
+    def price(self) -> float:
+        """Microseconds that a call is expected to take, with its backward pass where gradients are needed."""
+        return sum(statement.price for statement in self.statements)
 
     @property
     def source(self) -> str:

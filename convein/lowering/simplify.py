@@ -9,7 +9,9 @@ from dataclasses import replace
 from convein.lowering.program import Program, Statement
 
 # A change of layout: one name, then any of these methods with plain arguments.
-_LAYOUT = re.compile(r"\w+(\.(reshape|permute|unsqueeze|narrow|diagonal)\([^()]*\))+")
+_LAYOUT = re.compile(r"\w+(\.(reshape|permute|unsqueeze|narrow|diagonal)\([^()]*\))*")
+_TWO_PERMUTES = re.compile(r"\.permute\(([\d, ]+)\)\.permute\(([\d, ]+)\)")
+_TWO_RESHAPES = re.compile(r"\.reshape\([^()]*\)(?=\.reshape\()")
 MAX_LINE = 110
 
 
@@ -40,7 +42,16 @@ def inline(program: Program) -> Program:
 def _substituted(statement: Statement, waiting: dict[str, Statement], name: str, done: list[Statement]) -> Statement:
     view = waiting.pop(name)
     text = re.sub(rf"\b{name}\b", lambda _: view.expression, statement.expression)
+    text = _TWO_PERMUTES.sub(_composed, _TWO_RESHAPES.sub("", text))
     if len(text) > MAX_LINE:
         done.append(view)
         return statement
-    return Statement(statement.target, text, tuple(view.uses[0] if used == name else used for used in statement.uses))
+    uses = tuple(view.uses[0] if used == name else used for used in statement.uses)
+    return replace(statement, expression=text, uses=uses)
+
+
+def _composed(match: re.Match[str]) -> str:
+    """Two permutes as one, or as none."""
+    first, second = ([int(place) for place in group.split(",")] for group in match.groups())
+    order = [first[place] for place in second]
+    return "" if order == sorted(order) else f".permute({', '.join(map(str, order))})"

@@ -8,7 +8,8 @@ from math import prod
 
 import torch
 
-from convein.lowering.writer import Value
+from convein.lowering.values import Value
+from convein.planner.rates import SHIPPED, Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,18 @@ class Target:
     Attributes:
         dtype: of the result; device: "cpu", "cuda", ....
         hints: for modes whose size is only known at run time, the size to plan with.
+        rates: what the machine does per second.
     """
 
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     hints: Mapping[str, int] = field(default_factory=dict, hash=False)
+    rates: Rates = SHIPPED
+
+    @property
+    def chooses_layouts(self) -> bool:
+        """Whether convolutions are faster where channels are neighbours in memory: oneDNN's, on a CPU."""
+        return self.device == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
 
     @property
     def is_inexact(self) -> bool:

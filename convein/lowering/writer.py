@@ -1,4 +1,4 @@
-"""Values with named axes, and the statements that move between their layouts.
+"""The statements of a program, and those that move values between layouts.
 
 A `Value` knows which modes each axis of a variable holds, in the order the memory has them. A rule asks for the axes it
 needs with `arrange`; permutes and reshapes are written only then, from what is there to what is needed, so two of them
@@ -8,83 +8,53 @@ never follow each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from math import prod
+from itertools import count, pairwise
 
-import torch
-
+from convein.lowering.price import Pricer
 from convein.lowering.program import Statement
-
-# A size is a number, or the name of a variable that holds it where it is only known at run time.
-Size = int | str
-Axis = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A variable of the program and what its axes mean.
-
-    Attributes:
-        name: the variable.
-        axes: for each axis the modes merged in it, first slowest; `()` is an axis of size 1.
-        sizes: the size of every mode.
-    """
-
-    name: str
-    axes: tuple[Axis, ...]
-    sizes: Mapping[str, Size] = field(hash=False)
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """All modes, in memory order."""
-        return tuple(mode for axis in self.axes for mode in axis)
-
-    def size(self, modes: Iterable[str]) -> Size:
-        """Product of the sizes of some modes."""
-        return product(self.sizes[mode] for mode in modes)
-
-    def find(self, mode: str) -> int:
-        """The axis that holds a mode."""
-        return next(place for place, axis in enumerate(self.axes) if mode in axis)
-
-
-def product(sizes: Iterable[Size]) -> Size:
-    """The product of sizes, as a number if all of them are."""
-    listed = list(sizes)
-    number = prod(size for size in listed if isinstance(size, int))
-    names = [size if size.isidentifier() else f"({size})" for size in listed if isinstance(size, str)]
-    if not names:
-        return number
-    return " * ".join(names if number == 1 else [*names, str(number)])
-
-
-def tuple_text(items: Iterable[object]) -> str:
-    """Python text of a tuple."""
-    listed = [str(item) for item in items]
-    return f"({listed[0]},)" if len(listed) == 1 else f"({', '.join(listed)})"
+from convein.lowering.target import Target
+from convein.lowering.values import Axis, Size, Value, tuple_text
 
 
 class Writer:
-    """Collects the statements of one program.
+    """Collects statements.
 
     Args:
-        sum_dtype: what sums are told to return, where torch would widen it.
+        target: what the program will run on.
+        names: numbers for the variables; writers that work on one program share them.
     """
 
-    def __init__(self, sum_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, target: Target, names: count[int] | None = None) -> None:
+        self.target = target
+        self.price = Pricer(target)
         self.statements: list[Statement] = []
-        self.sum_option = f", dtype={sum_dtype}" if sum_dtype is not None else ""
+        self._names = names or count(1)
+        # torch would widen the sums of small integers.
+        self.sum_option = "" if target.is_inexact else f", dtype={target.dtype}"
 
-    def emit(self, expression: str, uses: Iterable[Value], axes: Iterable[Axis], sizes: Mapping[str, Size]) -> Value:
+    def emit(
+        self,
+        expression: str,
+        uses: Iterable[Value],
+        axes: Iterable[Axis],
+        sizes: Mapping[str, Size],
+        price: float = 0.0,
+    ) -> Value:
         """Writes `name = expression` and returns the new value; sizes of modes that are gone are dropped."""
-        name = f"v{len(self.statements) + 1}"
-        named = tuple(axes)
-        self.statements.append(Statement(name, expression, tuple(value.name for value in uses)))
-        return Value(name, named, {mode: sizes[mode] for axis in named for mode in axis})
+        name = f"v{next(self._names)}"
+        named, used = tuple(axes), list(uses)
+        self.statements.append(Statement(name, expression, tuple(value.name for value in used), price))
+        grad = any(value.grad for value in used)
+        return Value(name, named, {mode: sizes[mode] for axis in named for mode in axis}, grad)
 
-    def arrange(self, value: Value, axes: Iterable[Axis]) -> Value:
-        """The value with exactly these axes (every mode it has, each once; `()` for axes of size 1)."""
+    def arrange(self, value: Value, axes: Iterable[Axis], *, dense: bool = False) -> Value:
+        """The value with exactly these axes (every mode it has, each once; `()` for axes of size 1).
+
+        Args:
+            value: what to look at differently.
+            axes: how.
+            dense: whether its memory must have this order too.
+        """
         wanted = tuple(axes)
         if value.axes == wanted:
             return value
@@ -93,12 +63,22 @@ class Writer:
         if pieces != list(value.axes):
             text += f".reshape({', '.join(str(value.size(piece)) for piece in pieces)})" if pieces else ".reshape(())"
         order = sorted(range(len(pieces)), key=lambda place: _rank(pieces[place], wanted))
-        if order != sorted(order):
+        moves = order != sorted(order)
+        if moves:
             text += f".permute({', '.join(map(str, order))})"
         sorted_pieces = [pieces[place] for place in order]
+        merges = [axis for axis in wanted if axis] != sorted_pieces
         if sorted_pieces != list(wanted):
             text += self._merge(value, sorted_pieces, wanted)
-        return self.emit(text, [value], wanted, value.sizes)
+        copies = moves and (merges or dense)
+        if copies and not merges:
+            text += ".contiguous()"
+        return self.emit(text, [value], wanted, value.sizes, self.price.copy(value) if copies else 0.0)
+
+    def transpose(self, value: Value, order: tuple[int, ...]) -> Value:
+        """A view with the axes in another order than the memory's, for calls that look at the strides."""
+        text = f"{value.name}.permute({', '.join(map(str, order))})"
+        return self.emit(text, [value], [value.axes[place] for place in order], value.sizes)
 
     def split(self, value: Value) -> Value:
         """The value with one axis for each mode and no others, in memory order."""
@@ -113,7 +93,8 @@ class Writer:
             value = self.split(value)
         places = [place for place, axis in enumerate(value.axes) if axis and gone.issuperset(axis)]
         kept = [axis for place, axis in enumerate(value.axes) if place not in places]
-        return self.emit(f"{value.name}.sum({tuple_text(places)}{self.sum_option})", [value], kept, value.sizes)
+        call = f"{value.name}.sum({tuple_text(places)}{self.sum_option})"
+        return self.emit(call, [value], kept, value.sizes, self.price.elementwise(0, [value]))
 
     def isolate(self, value: Value, mode: str) -> Value:
         """The value with an axis for this mode alone."""
@@ -128,8 +109,9 @@ class Writer:
     def along(self, value: Value, mode: str, call: str, size: Size) -> Value:
         """Applies a call written with `{x}` and `{dim}` along the axis of one mode, which gets a new size."""
         value = self.isolate(value, mode)
-        text = call.format(x=value.name, dim=value.find(mode), behind=len(value.axes) - 1 - value.find(mode))
-        return self.emit(text, [value], value.axes, {**value.sizes, mode: size})
+        text = call.format(x=value.name, dim=value.find(mode))
+        copies = self.price.elementwise(0, [value]) if "F.pad" in call or "flip" in call else 0.0
+        return self.emit(text, [value], value.axes, {**value.sizes, mode: size}, copies)
 
     @staticmethod
     def _merge(value: Value, pieces: list[Axis], wanted: tuple[Axis, ...]) -> str:

@@ -1,0 +1,74 @@
+"""What a call is expected to take: its class, its multiplications and its bytes against the machine's rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from convein.lowering.target import Target
+from convein.lowering.values import Value
+from convein.planner import rates
+
+# Vector units work on blocks of channels: fewer than this cost as much.
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pricer:
+    """Prices calls for one target, in microseconds."""
+
+    target: Target
+
+    def copy(self, value: Value) -> float:
+        """A change of the order in memory: read, written, and once more for the gradient."""
+        moved = 2 * self._bytes(value)
+        return self._time(rates.COPY, 0, moved, 1 if value.grad else 0)
+
+    def elementwise(self, made: int, parts: Iterable[Value]) -> float:
+        """A product entry by entry with `made` results."""
+        parts = list(parts)
+        moved = made * self.target.dtype.itemsize + sum(map(self._bytes, parts))
+        return self._time(rates.ELEMENTWISE, made, moved, sum(part.grad for part in parts))
+
+    def matrix(self, kind: str, batch: int, rows: int, summed: int, free: int, parts: tuple[Value, Value]) -> float:
+        """`batch` products of a (rows, summed) and a (summed, free) matrix."""
+        flops = 2 * batch * rows * summed * _blocks(free)
+        moved = self.target.dtype.itemsize * batch * (rows * summed + summed * free + rows * free)
+        return self._time(kind, flops, moved, parts[0].grad + parts[1].grad)
+
+    def convolution(
+        self, x: Value, w: Value, made: int, groups: int, summed: int, free: int, taps: int, *, last: bool
+    ) -> float:
+        """A convolution with `made` outputs, channels of its groups and `taps` entries a filter."""
+        if summed == free == 1:
+            kind = rates.DEPTHWISE_LAST if last else rates.DEPTHWISE_FIRST
+            flops = 2 * made * taps * (_blocks(groups) / groups if last else 1)
+        else:
+            kind = (
+                (rates.GROUPED_LAST if last else rates.GROUPED_FIRST)
+                if groups > 1
+                else (rates.DENSE_LAST if last else rates.DENSE_FIRST)
+            )
+            flops = 2 * made / free * _blocks(free) * summed * taps
+        moved = self._bytes(x) + self._bytes(w) + made * self.target.dtype.itemsize
+        return self._time(kind, flops, moved, x.grad + w.grad)
+
+    def _bytes(self, value: Value) -> int:
+        return self.target.count(value) * self.target.dtype.itemsize
+
+    def _time(self, kind: str, flops: float, moved: float, gradients: int) -> float:
+        table = self.target.rates
+        found = table.forward[kind].time(flops, moved)
+        if gradients:
+            found += table.backward[kind].time(flops * gradients, moved * gradients)
+        return found
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // BLOCK) * BLOCK
+
+
+def count(sizes: Iterable[int]) -> int:
+    """The product of sizes."""
+    return prod(sizes)

@@ -1,0 +1,84 @@
+"""What a machine does per second, by class of step: the table behind `cost="time"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# The class of a call decides its rates; "first" and "last" say where its channels lie in memory.
+ROWS = "rows"
+MATRIX = "matrix"
+BATCHED = "batched matrix"
+POINTWISE = "pointwise, first"
+DENSE_FIRST = "dense, first"
+DENSE_LAST = "dense, last"
+GROUPED_FIRST = "grouped, first"
+GROUPED_LAST = "grouped, last"
+DEPTHWISE_FIRST = "depthwise, first"
+DEPTHWISE_LAST = "depthwise, last"
+ELEMENTWISE = "elementwise"
+COPY = "copy"
+TRANSFORM = "transform"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One class: `overhead` in microseconds a call, `flops` in GFLOP/s, `bandwidth` in GB/s."""
+
+    overhead: float
+    flops: float
+    bandwidth: float
+
+    def time(self, flops: float, moved: float) -> float:
+        """Microseconds of a call that does `flops` operations and moves `moved` bytes."""
+        return self.overhead + flops / (1e3 * self.flops) + moved / (1e3 * self.bandwidth)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The rates of one machine, forward, and for the two products of the backward pass together.
+
+    Attributes:
+        name: what was measured, printed with every plan.
+        forward, backward: class -> rate.
+    """
+
+    name: str
+    forward: Mapping[str, Rate] = field(hash=False)
+    backward: Mapping[str, Rate] = field(hash=False)
+
+
+# An AMD EPYC of 2025 (Zen 5), one thread, float32, torch 2.13: the table where nothing was measured.
+SHIPPED = Rates(
+    "shipped: AMD EPYC (Zen 5), 1 thread",
+    forward={
+        ROWS: Rate(30, 216, 41),
+        MATRIX: Rate(2, 105, 41),
+        BATCHED: Rate(4, 90, 40),
+        POINTWISE: Rate(30, 130, 30),
+        DENSE_FIRST: Rate(30, 250, 7),
+        DENSE_LAST: Rate(30, 282, 9.2),
+        GROUPED_FIRST: Rate(30, 25, 20),
+        GROUPED_LAST: Rate(30, 60, 20),
+        DEPTHWISE_FIRST: Rate(30, 20, 20),
+        DEPTHWISE_LAST: Rate(25, 57, 67),
+        ELEMENTWISE: Rate(4, 1e6, 28),
+        COPY: Rate(4, 1e6, 8),
+        TRANSFORM: Rate(10, 8, 20),
+    },
+    backward={
+        ROWS: Rate(60, 130, 30),
+        MATRIX: Rate(20, 105, 30),
+        BATCHED: Rate(20, 80, 30),
+        POINTWISE: Rate(60, 90, 20),
+        DENSE_FIRST: Rate(80, 215, 5),
+        DENSE_LAST: Rate(80, 225, 7),
+        GROUPED_FIRST: Rate(80, 20, 10),
+        GROUPED_LAST: Rate(80, 30, 10),
+        DEPTHWISE_FIRST: Rate(80, 15, 10),
+        DEPTHWISE_LAST: Rate(60, 50, 15),
+        ELEMENTWISE: Rate(20, 1e6, 14),
+        COPY: Rate(10, 1e6, 8),
+        TRANSFORM: Rate(30, 8, 15),
+    },
+)

@@ -1,0 +1,64 @@
+"""Whatever the machine's rates make the lowering choose, the program computes the same tensor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convein
+import reference
+from convein.execution import run
+from convein.lowering import Target, lower
+from convein.planner import rates
+from convein.planner.rates import SHIPPED, Rate
+from strategies import cases
+
+pytestmark = pytest.mark.filterwarnings("ignore::convein.ConveinWarning")
+
+FREE = {
+    "channels first": (rates.DENSE_FIRST, rates.GROUPED_FIRST, rates.DEPTHWISE_FIRST, rates.POINTWISE),
+    "channels last": (rates.DENSE_LAST, rates.GROUPED_LAST, rates.DEPTHWISE_LAST, rates.ROWS),
+    "matrices": (rates.MATRIX, rates.COPY),
+    "pixels": (rates.ROWS, rates.COPY, rates.DENSE_LAST),
+}
+
+
+def favouring(kinds: tuple[str, ...]) -> rates.Rates:
+    """A machine on which calls of these classes take no time."""
+    table = {kind: Rate(0, 1e9, 1e9) if kind in kinds else rate for kind, rate in SHIPPED.forward.items()}
+    return replace(SHIPPED, name="made up", forward=table, backward=table)
+
+
+@pytest.mark.parametrize("machine", FREE)
+@given(data=st.data())
+def test_every_choice_of_layout_gives_the_same_tensor(machine: str, data: st.DataObject) -> None:
+    case = data.draw(cases(operands=(2, 4)))
+    exact = case.operands()
+    operands = [x.float() for x in exact]
+    plan = convein.compile(case.expression, *operands, **case.options).plan
+    memory = [tuple(data.draw(st.permutations(range(x.dim())))) for x in operands]
+    placed = [
+        x.permute(order).contiguous().permute(sorted(range(x.dim()), key=order.__getitem__))
+        for x, order in zip(operands, memory, strict=True)
+    ]
+    program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), favouring(FREE[machine])), memory)
+    expected = reference.conv_einsum(case.expression, *exact, **case.options)
+    torch.testing.assert_close(run(program, placed).double(), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_network_of_convolutions_keeps_its_channels_last() -> None:
+    x = torch.randn(4, 32, 16, 16).contiguous(memory_format=torch.channels_last)
+    factors = [torch.randn(24, 32), torch.randn(24, 3), torch.randn(24, 3), torch.randn(24, 32)]
+    y = convein.conv_einsum("bshw,rs,rh,rw,rt->bthw|hw", x, *factors)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    source = convein.compile("bshw,rs,rh,rw,rt->bthw|hw", x, *factors).source
+    assert "contiguous" not in source
+
+
+def test_the_price_of_a_program_is_that_of_its_statements() -> None:
+    program = convein.compile("bshw,tshw->bthw|hw", (8, 16, 28, 28), (32, 16, 3, 3)).program
+    assert program.price == sum(statement.price for statement in program.statements) > 0
