@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import sys
 import warnings
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"warning: {message}", file=sys.stderr)
-    print(report)
+    try:
+        print(report, flush=True)
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -23,8 +23,7 @@ from convein.drawing.sketch import sketched
 from convein.drawing.svg import Box, columns, number, shortened
 from convein.drawing.tree import contraction_tree
 from convein.network import Network
-from convein.planner import plan
-from convein.planner.plan import Plan, assemble
+from convein.planner import Plan, plan
 from convein.syntax import parse
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -74,12 +73,7 @@ def regular(count: int, seed: int, degree: int = 3) -> Network:
 def shuffled(of: Network, seed: int) -> Plan:
     """A plan in a random order."""
     source = random.Random(seed)
-    count = len(of.operands)
-    values, path = list(range(count)), []
-    while len(values) > 1:
-        path.append((values.pop(source.randrange(len(values))), values.pop(source.randrange(len(values)))))
-        values.append(count + len(path) - 1)
-    return assemble(of, path, optimizer="random", cost="flops")
+    return plan(of, optimize=[tuple(source.sample(range(left), 2)) for left in range(len(of.operands), 1, -1)])
 
 
 def texts(svg: str) -> list[str]:
@@ -238,7 +232,7 @@ def test_a_train_is_a_straight_line() -> None:
 
 def test_a_chain_of_steps_is_a_trunk() -> None:
     chain = regular(40, 1)
-    trunk = assemble(chain, [(0, 1), *((40 + k, k + 2) for k in range(38))], optimizer="left", cost="flops")
+    trunk = plan(chain, optimize=[(0, 1), *((0, left - 1) for left in range(39, 1, -1))])
     assert contraction_tree(trunk).box.width < 800
 
 
