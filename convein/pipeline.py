@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from convein import cache
+from convein.arguments import check_constants, check_shape, gradients_needed, memory_order, with_constants
 from convein.binding import bind
 from convein.errors import OperandError
 from convein.execution import load
@@ -20,9 +21,9 @@ from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.network import Network
 from convein.operands import check_operands, from_numpy
-from convein.options import OPTION_NAMES, UNSET, shown
+from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
-from convein.request import PLANNING, Request, check_position, check_shape, freeze, grad_mask, make_request
+from convein.request import PLANNING, Request, freeze, make_request
 from convein.syntax import Dialect
 from convein.tracing import DEFAULT_HINT, opaque, plan_shapes, register
 
@@ -126,7 +127,7 @@ def contract_path(
     request, operands = _request(expression, operands, options)
     network = _bind_shapes(request, operands, shapes)
     planned = plan(
-        network, optimize=request.optimize, cost=request.cost, needs_grad=_needs_grad(operands, grad, network)
+        network, optimize=request.optimize, cost=request.cost, needs_grad=gradients_needed(operands, grad, network)
     )
     return list(planned.path), path_info(planned)
 
@@ -157,14 +158,14 @@ def compile(
         ConveinError: whatever does not fit, with the place in the expression.
     """
     request, operands = _request(expression, operands, options)
-    operands, fixed = _with_constants(operands, constants)
+    operands, fixed = with_constants(operands, constants)
     network = _bind_shapes(request, operands)
     tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
     check_operands(tensors, request.equation)
     dtype = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
     where = torch.device(device) if device else tensors[0].device if tensors else torch.get_default_device()
-    needs_grad = _needs_grad(operands, grad, network) & ~sum(1 << position for position in fixed)
-    orders = tuple(_memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
+    needs_grad = gradients_needed(operands, grad, network) & ~sum(1 << position for position in fixed)
+    orders = tuple(memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
     target = Target(dtype, where.type, dict(network.sizes))
     program = _program(request, network, target, needs_grad, frozenset(fixed), orders)
     before, after = fold(program, frozenset(f"x{position}" for position in fixed))
@@ -233,10 +234,10 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
             int(operands[position].shape[axis])  # a convolved size is part of the program: this guards on it
     mixed = any(operand.dtype != operands[0].dtype for operand in operands)
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
-    _check_constants(request, dtype)
-    needs_grad = _needs_grad(operands, None, network) if torch.is_grad_enabled() else 0
+    check_constants(request.equation, dtype)
+    needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
     target = Target(dtype, operands[0].device.type, dict(network.sizes))
-    orders = () if symbolic else tuple(map(_memory_order, operands))
+    orders = () if symbolic else tuple(map(memory_order, operands))
     function = _callable(_program(request, network, target, needs_grad, orders=orders), request)
     return _rechecked(function, request) if mixed else function
 
@@ -258,14 +259,6 @@ def _program(
         constants=sum(1 << position for position in known),
     )
     return lower(planned, target, orders)
-
-
-def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
-    """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
-    if x.is_contiguous():
-        return ()
-    strides = x.stride()
-    return tuple(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
 
 
 def _callable(program: Program, request: Request) -> Callable[..., Any]:
@@ -306,52 +299,6 @@ def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None 
         )
     known = [tuple(operand.shape) if isinstance(operand, torch.Tensor) else operand for operand in operands]
     return bind(request.equation, known, dict(request.sizes), free_hint=DEFAULT_HINT)
-
-
-def _with_constants(
-    operands: tuple[Any, ...], constants: Mapping[int, torch.Tensor] | Sequence[int] | None
-) -> tuple[tuple[Any, ...], dict[int, torch.Tensor]]:
-    """All operands in place, and those that are constant."""
-    if constants is None:
-        return operands, {}
-    if isinstance(constants, Mapping):
-        total = len(operands) + len(constants)
-        fixed = {check_position(position, total, "constants"): tensor for position, tensor in constants.items()}
-        rest = iter(operands)
-        operands = tuple(fixed[position] if position in fixed else next(rest) for position in range(total))
-    else:
-        places = [check_position(position, len(operands), "constants") for position in constants]
-        fixed = {position: operands[position] for position in places}
-    for position, tensor in fixed.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise OperandError(
-                f"operand {position} is a constant, and {shown(tensor)} is not a tensor",
-                hint="constants={position: tensor}, or constants=[position] with a tensor passed at that position",
-            )
-    return operands, fixed
-
-
-def _needs_grad(operands: Sequence[Any], grad: bool | Sequence[int] | None, network: Network) -> int:
-    if grad is not None:
-        passed = sum(operand.constant is None for operand in network.operands)
-        return grad_mask(grad, passed)
-    return sum(1 << j for j, o in enumerate(operands) if isinstance(o, torch.Tensor) and o.requires_grad)
-
-
-def _check_constants(request: Request, dtype: torch.dtype) -> None:
-    """Operands that the language supplies must be exact in the operands' dtype."""
-    for term in request.equation.inputs:
-        if (
-            term.constant is not None
-            and not term.constant.value.is_integer()
-            and not (dtype.is_floating_point or dtype.is_complex)
-        ):
-            raise OperandError(
-                f"this expression multiplies by {term.constant.value:.6g}, which operands of dtype {dtype} cannot hold",
-                text=request.equation.text,
-                spans=[term.span],
-                hint="convert them to a floating point dtype",
-            )
 
 
 def _given(choices: tuple[Any, ...], planning: tuple[Any, ...], unknown: Mapping[str, Any]) -> dict[str, Any]:

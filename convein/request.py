@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from convein.equation import Equation
-from convein.errors import OptionError, ShapeError
+from convein.errors import OptionError
 from convein.interleaved import interleaved
 from convein.keywords import merge_options
 from convein.options import OPTION_NAMES, shown, unknown_option
@@ -106,41 +106,6 @@ class _Identity:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Identity) and other.value is self.value
-
-
-def grad_mask(grad: Any, count: int) -> int:
-    """Which operands need gradients, as a bit set: from True, False or positions."""
-    if isinstance(grad, bool):
-        return (1 << count) - 1 if grad else 0
-    mask = 0
-    if isinstance(grad, str) or not hasattr(grad, "__iter__"):
-        raise OptionError(
-            f"grad={shown(grad)}", hint="grad is True, False, or the positions of operands that need gradients"
-        )
-    for position in grad:
-        mask |= 1 << check_position(position, count, "grad")
-    return mask
-
-
-def check_position(position: Any, count: int, what: str) -> int:
-    """An operand's position, negative ones counted from the end."""
-    if isinstance(position, bool) or not hasattr(position, "__index__") or not -count <= position.__index__() < count:
-        raise OptionError(
-            f"{what} names operand {shown(position)}, and there are {count}", hint=f"positions go from 0 to {count - 1}"
-        )
-    return int(position.__index__()) % count
-
-
-def check_shape(shape: Any, position: int) -> tuple[int | None, ...]:
-    """A shape given instead of a tensor; None is a free size."""
-    if isinstance(shape, int) or not hasattr(shape, "__iter__") or isinstance(shape, str):
-        raise ShapeError(f"operand {position} is {shown(shape)}", hint="pass a tensor or a shape such as (4, 7, 9)")
-    for size in shape:
-        if size is not None and (isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 0):
-            raise ShapeError(
-                f"the shape of operand {position} has {shown(size)} in it", hint="a size is an integer, 0 or more"
-            )
-    return tuple(None if size is None else int(size.__index__()) for size in shape)
 
 
 def _dialect(dialect: Any) -> Dialect | None:

@@ -1,0 +1,107 @@
+"""What is passed by position: operands, shapes, constants, and which of them need gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from convein.equation import Equation
+from convein.errors import OperandError, OptionError, ShapeError
+from convein.network import Network
+from convein.options import as_integer, shown
+
+
+def with_constants(
+    operands: tuple[Any, ...], constants: Mapping[int, torch.Tensor] | Sequence[int] | None
+) -> tuple[tuple[Any, ...], dict[int, torch.Tensor]]:
+    """All operands in place, and those that are constant."""
+    if constants is None:
+        return operands, {}
+    if isinstance(constants, Mapping):
+        total = len(operands) + len(constants)
+        fixed = {check_position(position, total, "constants"): tensor for position, tensor in constants.items()}
+        rest = iter(operands)
+        operands = tuple(fixed[position] if position in fixed else next(rest) for position in range(total))
+    else:
+        places = [check_position(position, len(operands), "constants") for position in constants]
+        fixed = {position: operands[position] for position in places}
+    for position, tensor in fixed.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise OperandError(
+                f"operand {position} is a constant, and {shown(tensor)} is not a tensor",
+                hint="constants={position: tensor}, or constants=[position] with a tensor passed at that position",
+            )
+    return operands, fixed
+
+
+def gradients_needed(operands: Sequence[Any], grad: bool | Sequence[int] | None, network: Network) -> int:
+    """Which operands need gradients, as a bit set; None asks the tensors."""
+    if grad is not None:
+        passed = sum(operand.constant is None for operand in network.operands)
+        return grad_mask(grad, passed)
+    return sum(1 << j for j, o in enumerate(operands) if isinstance(o, torch.Tensor) and o.requires_grad)
+
+
+def memory_order(x: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
+    if x.is_contiguous():
+        return ()
+    strides = x.stride()
+    return tuple(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
+
+
+def check_constants(equation: Equation, dtype: torch.dtype) -> None:
+    """Operands that the language supplies must be exact in the operands' dtype."""
+    for term in equation.inputs:
+        if (
+            term.constant is not None
+            and not term.constant.value.is_integer()
+            and not (dtype.is_floating_point or dtype.is_complex)
+        ):
+            raise OperandError(
+                f"this expression multiplies by {term.constant.value:.6g}, which operands of dtype {dtype} cannot hold",
+                text=equation.text,
+                spans=[term.span],
+                hint="convert them to a floating point dtype",
+            )
+
+
+def grad_mask(grad: Any, count: int) -> int:
+    """Which operands need gradients, as a bit set: from True, False or positions."""
+    if isinstance(grad, bool):
+        return (1 << count) - 1 if grad else 0
+    mask = 0
+    if isinstance(grad, str) or not hasattr(grad, "__iter__"):
+        raise OptionError(
+            f"grad={shown(grad)}", hint="grad is True, False, or the positions of operands that need gradients"
+        )
+    for position in grad:
+        mask |= 1 << check_position(position, count, "grad")
+    return mask
+
+
+def check_position(position: Any, count: int, what: str) -> int:
+    """An operand's position, negative ones counted from the end."""
+    place = as_integer(position)
+    if place is None or not -count <= place < count:
+        raise OptionError(
+            f"{what} names operand {shown(position)}, and there are {count}", hint=f"positions go from 0 to {count - 1}"
+        )
+    return place % count
+
+
+def check_shape(shape: Any, position: int) -> tuple[int | None, ...]:
+    """A shape given instead of a tensor; None is a free size."""
+    if not hasattr(shape, "__iter__") or isinstance(shape, str):
+        raise ShapeError(f"operand {position} is {shown(shape)}", hint="pass a tensor or a shape such as (4, 7, 9)")
+    sizes = []
+    for given in shape:
+        size = None if given is None else as_integer(given)
+        if given is not None and (size is None or size < 0):
+            raise ShapeError(
+                f"the shape of operand {position} has {shown(given)} in it", hint="a size is an integer, 0 or more"
+            )
+        sizes.append(size)
+    return tuple(sizes)
