@@ -47,6 +47,7 @@ EXPRESSIONS = {
     "broadcasting": ("ij,ij->ij", (1, 3), (2, 1)),
     "summed convolved mode": ("bi,i->b|i", (2, 8), (3,)),
     "empty": ("ij,jk->ik", (0, 3), (3, 2)),
+    "nothing but padding": ("i,i,i->i|i[padding=(9,0),stride=12]", (3,), (2,), (2,)),
     "letters": ("αש,ש批->α批", (4, 5), (5, 3)),
     "convolutions of one mode": ("i,i,i,i->i|i[flip,padding=full]", (8,), (3,), (3,), (5,)),
 }
@@ -110,6 +111,7 @@ def test_every_value_of_the_plan_is_in_the_tree(name: str) -> None:
         assert f"{place + 1}. {step.kind}" in lines
         assert f"{number(step.macs)} mult." in lines
     assert sum(line.endswith("mult.") for line in lines) == len(planned.steps)
+    assert not [line for line in lines if re.search(r"-\d", line)]
     assert sum(line.startswith("* ") for line in lines) == sum(
         bool(planned.network.join(step.left_set, step.right_set)) for step in planned.steps
     )

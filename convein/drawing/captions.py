@@ -87,4 +87,4 @@ def _sign(sign: str | Style, center: complex) -> str:
     if sign == "wide":
         return path((start, center), color=QUIET, width=2) + path((center, end), color=QUIET, width=6)
     line = path((start, end), color=INK, width=1.6)
-    return line if sign == "kept" else line + dot(center if sign == "shared" else end, 4, fill=INK)
+    return line if sign == "kept" else line + dot(center if sign == "shared" else end - 4, 4, fill=INK)

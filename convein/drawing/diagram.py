@@ -124,7 +124,7 @@ def _node_label(node: Node, box: Box, boxes: Sequence[Box], ink: Array) -> Box:
     """The label of a point stands beside it, in whatever direction is free."""
     label = text_box(node.lines)
     touching = complex(box.width + label.width, box.height + label.height) / 2
-    side, corner = touching + (4 + 4j), touching + (1 + 1j)
+    side, corner = touching + (7 + 4j), touching + (3 + 3j)
     straight = [side.real, -side.real, 1j * side.imag, -1j * side.imag]
     aslant = [corner, corner.conjugate(), -corner, -corner.conjugate()]
     return free_label(label, [box.center + away for away in (*straight, *aslant)], boxes, ink)

@@ -30,6 +30,7 @@ from convein.drawing.svg import (
 )
 from convein.equation import written
 from convein.planner import Plan, Step
+from convein.planner.partial import partial
 
 _BESIDE = 20.0
 _BELOW = 36.0
@@ -85,9 +86,9 @@ def contraction_tree(plan: Plan) -> Picture:
         boxes.append(Box(complex(x, floors[height] - card.size[1] / 2), *card.size))
     first = len(plan.network.operands)
     marks = []
-    for number_of_step, values in enumerate(joins):
-        step = plan.steps[number_of_step] if plan.steps else None
-        marks += [_twig(boxes[value], boxes[first + number_of_step], plan, step) for value in values]
+    for place, values in enumerate(joins):
+        step = plan.steps[place] if plan.steps else None
+        marks += [_twig(boxes[value], boxes[first + place], plan, step) for value in values]
     for card, box in zip(cards, boxes, strict=True):
         marks.append(named(" ".join(card.lines), labelled(box, card.shown, card.style, outline=card.outline)))
     return Picture(tuple(marks), bounds(boxes, 4))
@@ -107,12 +108,14 @@ def _cards(plan: Plan) -> list[Card]:
         return [*cards, Card(("result", *result), RESULT)]
     for place, step in enumerate(plan.steps):
         is_last = place == len(plan.steps) - 1
-        modes = network.modes(step.result_set)
-        value = result if is_last else ("".join(map(written, modes)), by(network.shape(step.result_set)))
+        sizes = partial(network, step.result_set).sizes
+        value = result if is_last else ("".join(map(written, sizes)), by(tuple(sizes.values())))
         convolved = network.join(step.left_set, step.right_set)
         lines = [f"{place + 1}. {step.kind}"]
         if convolved:
-            lines.append("* " + ", ".join(f"{c.mode} {c.n}*{c.kernel}\u2192{c.length}" for c in convolved))
+            lines.append(
+                "* " + ", ".join(f"{c.mode} {max(c.n, 0)}*{c.kernel}\u2192{max(c.length, 0)}" for c in convolved)
+            )
         lines += _value_lines(*value) + _cost_lines(step)
         style = RESULT if is_last else CONSTANT if step.folded else PARTIAL
         cards.append(Card(tuple(lines), style, CONVOLVED if convolved else ""))
