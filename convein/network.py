@@ -158,7 +158,7 @@ class Network:
             graph.add_node(mode, kind="mode", size=size, convolved=convolution is not None, kept=mode in self.output)
             for position in range(len(self.operands)):
                 if carriers >> position & 1:
-                    graph.add_edge(position, mode, size=self.extent(mode, 1 << position))
+                    graph.add_edge(position, mode, size=self._operand_size(mode, position))
         return graph
 
     def __str__(self) -> str:
