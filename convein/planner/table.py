@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import prod
+from typing import TYPE_CHECKING
 
 from opt_einsum import blas, get_symbol
 from opt_einsum.contract import PathInfo as OptEinsumPathInfo
@@ -13,8 +14,10 @@ from opt_einsum.contract import PathInfo as OptEinsumPathInfo
 from convein.equation import written
 from convein.network import Network
 from convein.planner.partial import taps_read
-from convein.planner.plan import Plan, Step
 from convein.windows import Correlation
+
+if TYPE_CHECKING:
+    from convein.planner.plan import Plan, Step
 
 WIDTH = 120
 LEAST_REMAINING = 20
