@@ -7,9 +7,9 @@ import numpy as np
 from convein.planner.frame import Frame
 from convein.planner.meeting import Array, tabulate
 
-# Sets are kept in words of 60 bits, each five pieces of 12; the product of a piece's modes stands in a table of 4096.
-WORD, PIECE = 60, 12
-TOTAL, READ, HELD, SHARE, GRAD, CONSTANT = range(6)
+# Sets are kept in words of 60 bits, four pieces of 15 each: the products of a piece's modes stand in a table of 2 ** 15.
+WORD, PIECE = 60, 15
+TOTAL, HELD, SHARE, GRAD, CONSTANT = range(5)
 
 
 class FinishedSets:
@@ -19,8 +19,8 @@ class FinishedSets:
         problem: the frame.
         leaves, kept: each set as a bit mask, and the modes its value has.
         bits: columns of words: the set, the modes, and the set's index into the tables of each meeting.
-        numbers: columns of `TOTAL` (its cost), `READ` (see `read`), `HELD` (elements that a step may have to save),
-            `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
+        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have
+            to save), `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
     """
 
     def __init__(self, problem: Frame) -> None:
@@ -37,7 +37,7 @@ class FinishedSets:
         self._modes = -(-len(problem.values) // WORD)
         self._indices = self._modes + -(-len(sizes) // WORD)
         self.bits = np.zeros((self._indices + len(meetings), 256), np.int64)
-        self.numbers = np.zeros((6, 256))
+        self.numbers = np.zeros((5, 256))
 
     def touching(self, leaf: int) -> int:
         """The modes of a leaf."""
@@ -82,26 +82,25 @@ class FinishedSets:
             share /= float(meeting.gone[index])
         self.leaves.append(leaves)
         self.kept.append(kept)
-        passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
         words = [*_words(leaves, self._modes), *_words(kept, self._indices - self._modes), *indices]
-        self.bits[:, column] = words
-        graded, constant = leaves & problem.needs_grad != 0, leaves & ~problem.constant == 0
-        held = 0.0 if passed else self.size(leaves, kept)
-        self.numbers[:, column] = total, self.read(kept), held, share, graded, constant
+        for row, word in enumerate(words):
+            self.bits[row, column] = word
+        self.numbers[TOTAL, column] = total
+        self.numbers[SHARE, column] = share
+        if problem.needs_grad:
+            passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
+            self.numbers[HELD, column] = 0.0 if passed else self.size(leaves, kept)
+            self.numbers[GRAD, column] = leaves & problem.needs_grad != 0
+        self.numbers[CONSTANT, column] = leaves & ~problem.constant == 0
         return column
 
-    def partners(self, one: int, below: float, outer: bool) -> tuple[Array, Array]:
-        """The columns with a total up to `below` that are disjoint from one, and which of them share no mode with it.
-
-        Those that share no mode are left out unless `outer`.
-        """
+    def partners(self, one: int, below: float, outer: bool) -> Array:
+        """The columns with a total up to `below` that are disjoint from one; unless `outer`, that share a mode with it."""
         count = int(self.numbers[TOTAL, : len(self.leaves)].searchsorted(below, side="right"))
         chosen = self._common(range(self._modes), one, count) == 0
-        apart = self._common(range(self._modes, self._indices), one, count) == 0
         if not outer:
-            chosen &= ~apart
-        others = chosen.nonzero()[0]
-        return others, apart[others]
+            chosen &= self._common(range(self._modes, self._indices), one, count) != 0
+        return chosen.nonzero()[0]
 
     def _common(self, rows: range, one: int, count: int) -> Array:
         """What one set has in common with the first `count`: not 0 if there is something."""
