@@ -7,7 +7,7 @@ import numpy as np
 from convein.planner.frame import Frame
 from convein.planner.meeting import Array, tabulate
 
-# Sets are kept in words of 60 bits, four pieces of 15 each: the products of a piece's modes stand in a table of 2 ** 15.
+# Sets are kept in words of 60 bits, each four pieces of 15: a table has the products of all subsets of a piece's modes.
 WORD, PIECE = 60, 15
 TOTAL, HELD, SHARE, GRAD, CONSTANT = range(5)
 
@@ -19,8 +19,8 @@ class FinishedSets:
         problem: the frame.
         leaves, kept: each set as a bit mask, and the modes its value has.
         bits: columns of words: the set, the modes, and the set's index into the tables of each meeting.
-        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have
-            to save), `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
+        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have to save), `SHARE` (1 / E of all
+            meetings), `GRAD` and `CONSTANT` (0 or 1).
     """
 
     def __init__(self, problem: Frame) -> None:
@@ -95,7 +95,7 @@ class FinishedSets:
         return column
 
     def partners(self, one: int, below: float, outer: bool) -> Array:
-        """The columns with a total up to `below` that are disjoint from one; unless `outer`, that share a mode with it."""
+        """The columns with a total up to `below` that are disjoint from one; all of them `outer`, else those that touch it."""
         count = int(self.numbers[TOTAL, : len(self.leaves)].searchsorted(below, side="right"))
         chosen = self._common(range(self._modes), one, count) == 0
         if not outer:
