@@ -11,9 +11,10 @@ import torch
 
 import convein
 from convein.execution import load, run
+from convein.lowering import Program
 
 
-def program(*shapes: tuple[int, ...]) -> convein.Program:
+def program(*shapes: tuple[int, ...]) -> Program:
     return convein.compile("bsh,rs,rh,rt->bth|h", *shapes).program
 
 
