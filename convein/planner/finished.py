@@ -95,7 +95,7 @@ class FinishedSets:
         return column
 
     def partners(self, one: int, below: float, outer: bool) -> Array:
-        """The columns with a total up to `below` that are disjoint from one, and unless `outer` share a mode with it."""
+        """The columns with a total up to `below` that are disjoint from one and, unless `outer`, touch it."""
         count = int(self.numbers[TOTAL, : len(self.leaves)].searchsorted(below, side="right"))
         chosen = self._common(range(self._modes), one, count) == 0
         if not outer:
