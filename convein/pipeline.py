@@ -33,11 +33,13 @@ from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
 from convein.request import PLANNING, Request, freeze, make_request
 from convein.syntax import Dialect
-from convein.tracing import DEFAULT_HINT, opaque, plan_shapes, register
+from convein.tracing import DEFAULT_HINT, find_held, hold, opaque, plan_shapes, register
 
 _DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTION_NAMES, UNSET), **PLANNING}
 _NO_CHOICES = (UNSET,) * len(OPTION_NAMES)
 _ABSENT = object()
+# What a graph takes as an argument by its value.
+_TRACEABLE = (str, bool, list, tuple)
 
 
 def conv_einsum(
@@ -96,7 +98,10 @@ def conv_einsum(
     planning = (sizes, convolved, optimize, cost, memory_limit, checkpoint, backend, dialect)
     if torch.compiler.is_dynamo_compiling():
         register()
-        return _evaluate(expression, *operands, **_given(choices, planning, unknown))
+        given = _given(choices, planning, unknown)
+        objects = [name for name in ("optimize", "cost", "dialect") if not isinstance(given.get(name, ""), _TRACEABLE)]
+        held = {name: hold(given.pop(name)) for name in objects}
+        return _evaluate(expression, *operands, held=held, **given)
     key: Any = None
     found = None
     try:
@@ -204,9 +209,10 @@ def compile(
 
 
 @opaque
-def _evaluate(expression: Any, *operands: Any, **given: Any) -> Any:
-    """A call that graphs take as it is."""
-    return _evaluate_keyed(None, expression, operands, given)
+def _evaluate(expression: Any, *operands: Any, held: Mapping[str, int], **given: Any) -> Any:
+    """A call that graphs take as it is; `held` are the options that are objects."""
+    objects = {name: find_held(number) for name, number in held.items()}
+    return _evaluate_keyed(None, expression, operands, {**given, **objects})
 
 
 def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import opt_einsum
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 import convein
 from convein import conv_einsum
 from convein.dialects import POOLING
+from convein.equation import Option
+from convein.handlers import span
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -165,3 +168,26 @@ def test_a_compiled_expression_with_a_free_size_inside_torch_compile() -> None:
     for batch in (2, 5):
         a = x[:1].expand(batch, -1, -1)
         torch.testing.assert_close(traced(a, w), compiled(a, w))
+
+
+def test_objects_as_options_inside_torch_compile() -> None:
+    optimizer, operands = opt_einsum.RandomGreedy(max_repeats=2), (randn(2, 3), randn(3, 4), randn(4, 5))
+    subsampling = convein.Dialect(
+        '%extend option: AVG EQUAL NUMBER -> subsample\nAVG: "avg"',
+        {"subsample": lambda word, _, number: (Option("stride", 2 * int(number), span(word, number)),)},
+    )
+
+    def average(x: torch.Tensor, dialect: convein.Dialect) -> torch.Tensor:
+        return conv_einsum("bsh->bsh|h[avg=2]", x, dialect=dialect)
+
+    def chain(*operands: torch.Tensor) -> torch.Tensor:
+        first = conv_einsum("ij,jk,kl->il", *operands, optimize=optimizer)
+        return first + conv_einsum("ij,jk,kl->il", *operands, cost=lambda step: len(step.left))
+
+    torch._dynamo.reset()
+    x = randn(2, 3, 8)
+    traced = torch.compile(average, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(x, POOLING), F.avg_pool1d(x, 2))
+    torch.testing.assert_close(traced(x, subsampling), x[..., ::4])
+    result = torch.compile(chain, fullgraph=True, backend="aot_eager")(*operands)
+    torch.testing.assert_close(result, 2 * torch.linalg.multi_dot(operands))
