@@ -12,6 +12,6 @@ settings.register_profile(
     "tests", max_examples=150, deadline=None, derandomize=True, print_blob=True, suppress_health_check=QUIET
 )
 settings.register_profile(
-    "nightly", max_examples=5000, deadline=None, derandomize=False, print_blob=True, suppress_health_check=QUIET
+    "nightly", max_examples=2000, deadline=None, derandomize=False, print_blob=True, suppress_health_check=QUIET
 )
 settings.load_profile("tests")

@@ -110,7 +110,7 @@ def test_dtypes_stay(dtype: type) -> None:
 
 @pytest.mark.parametrize("expression", ["ij,jk->ik", "ij,jk,kl->", "ij,jk->ij", "ij->j"])
 def test_truth_values_are_or_of_and(expression: str) -> None:
-    operands = [randn(3, 3) > 0.5 for _ in expression.split("->")[0].split(",")]
+    operands = [randn(3, 3) > 0.5 for _ in expression.split("->", maxsplit=1)[0].split(",")]
     ours = convein.conv_einsum(expression, *operands)
     assert ours.dtype == np.bool_
     assert ours.tolist() == np.einsum(expression, *operands).tolist()
