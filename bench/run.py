@@ -25,6 +25,7 @@ from registry import CASES, SUMMARIES
 
 HERE = Path(__file__).parent
 PEERS = ("opt_einsum", "cotengra", "tensorly-torch", "einconv")
+MEASURED = ("group", "variant", "median_us", "min_us", "ratio", "rounds")
 
 
 def device_name() -> str:
@@ -69,18 +70,20 @@ def environment(heap: str) -> dict[str, str]:
     }
 
 
+def prepare(path: Path, columns: list[str]) -> None:
+    """A case's file with its header, or the file that is there if it has the same one."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_text(",".join(columns) + "\n", encoding="utf-8")
+    with path.open(newline="", encoding="utf-8") as file:
+        if next(csv.reader(file), None) != columns:
+            raise SystemExit(f"{path} has other columns than this version writes: move it away")
+
+
 def save(path: Path, shared: Mapping[str, str], timings: Iterable[Timing]) -> None:
     """Append one row for each timing to a case's file."""
-    path.parent.mkdir(exist_ok=True)
-    columns = [*shared, "group", "variant", "median_us", "min_us", "ratio", "rounds"]
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        if header not in (None, columns):
-            raise SystemExit(f"{path} has other columns than this version writes: move it away")
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if header is None:
-            writer.writeheader()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*shared, *MEASURED], lineterminator="\n")
         for timing in timings:
             writer.writerow(
                 {
@@ -129,6 +132,8 @@ def report(group: Group, timings: list[Timing]) -> str:
 def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> None:
     """Measure one case, print it, and append it to its file."""
     path = HERE / "results" / f"{case}.csv"
+    if not arguments.dry:
+        prepare(path, [*shared, *MEASURED])
     results: list[Timing] = []
     for group in wanted(case, arguments.only):
         timings: list[Timing] = []
