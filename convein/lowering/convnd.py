@@ -213,8 +213,8 @@ def _pad_text(pads: list[tuple[int, int]]) -> str:
 def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
     taps: list[Axis] = [axis if axis and axis[0] in by_mode else () for axis in roles.spatial]
     if transposed:
-        return writer.arrange(w, (roles.groups + roles.summed, roles.free, *taps))
-    return writer.arrange(w, (roles.groups + roles.free, roles.summed, *taps))
+        return writer.arrange(w, (roles.groups + roles.summed, roles.free, *taps), dense=True)
+    return writer.arrange(w, (roles.groups + roles.free, roles.summed, *taps), dense=True)
 
 
 def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) -> str:
