@@ -32,7 +32,7 @@ test: $(STAMP)
 
 fuzz: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --hypothesis-profile=nightly tests/test_oracle.py
-	$(ONE_THREAD) $(BIN)/python tests/fuzz_text.py --cases 200000
+	$(ONE_THREAD) $(BIN)/python tests/fuzz_text.py --cases 200000 --bind
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -46,10 +46,18 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sources("convein")}
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Every module that the file imports anywhere, also inside functions and under TYPE_CHECKING."""
+def statements(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+    """Everything in a syntax tree; without `types`, what stands under `if TYPE_CHECKING:` is left out."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if types or not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from statements(child, types=types)
+
+
+def imported(path: Path, *, types: bool = True) -> Iterator[str]:
+    """Every module that the file imports anywhere, also inside functions and, with `types`, for annotations only."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), types=types):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -87,7 +95,7 @@ def test_only_the_language_reads_the_grammar_and_only_execution_reads_the_kernel
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    graph = {module: set(imported(path)) & set(MODULES) - {module} for module, path in MODULES.items()}
+    graph = {module: set(imported(path, types=False)) & set(MODULES) - {module} for module, path in MODULES.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 

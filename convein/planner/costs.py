@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -72,14 +72,17 @@ class StepSizes:
     @property
     def macs(self) -> int:
         """Multiplications forward."""
-        return multiplications(self.network, partial(self.network, self.left_set), partial(self.network, self.right_set))
+        left, right = partial(self.network, self.left_set), partial(self.network, self.right_set)
+        return multiplications(self.network, left, right)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes of both sides; of a side that is an operand also those that it alone carries and sums."""
-        sides = (self.left_set, self.right_set)
-        kept = {mode for side in sides for mode in self.network.modes(side)}
-        return tuple(mode for mode, carriers in self.network.carriers.items() if mode in kept or carriers in sides)
+        found: set[str] = set()
+        for side in (self.left_set, self.right_set):
+            alone = side & (side - 1) == 0
+            found.update(self.network.operands[side.bit_length() - 1].modes if alone else self.network.modes(side))
+        return tuple(mode for mode in self.network.carriers if mode in found)
 
     def given_sizes(self, mode: str) -> tuple[int, ...]:
         """The sizes of a mode in those operands, of either side, that carry it."""
@@ -134,8 +137,8 @@ def saved(pairs: Pairs) -> Any:
 FLOPS = Objective(flops, at_least_elements=True)
 TRAINING = Objective(training, at_least_elements=True)
 
-# Each cost is a list of objectives: the first is minimised, and among all orders that reach its minimum the next one is.
-# `memory` is the largest result without gradients; with them it is the sum of what is kept for the backward pass.
+# Each cost is a list of objectives: the first is minimised, then the next one among all orders that reach its minimum.
+# `memory` is the largest result, or where gradients are needed the sum of the results that are kept for them.
 COSTS: Mapping[str, Callable[[int], tuple[Objective, ...]]] = {
     "flops": lambda _needs_grad: (FLOPS,),
     "training": lambda _needs_grad: (TRAINING,),
@@ -156,13 +159,17 @@ def choose_cost(cost: object, needs_grad: int) -> tuple[str, tuple[Objective, ..
         known = ("auto", *COSTS)
         close = get_close_matches(cost.lower(), known, n=1)
         guess = f"; did you mean {close[0]!r}?" if close else ""
-        raise PlanError(f"cost={cost!r} is not known{guess}", hint=f"it is one of {', '.join(map(repr, known))}, or a callable")
+        raise PlanError(f"cost={cost!r} is not known{guess}", hint=f"it is one of {_listed(known)}, or a callable")
     if callable(cost):
         return getattr(cost, "__name__", type(cost).__name__), (Objective(_checked(cost), each=True),)
     raise PlanError(
         f"cost={cost!r} is neither a name nor a callable",
-        hint=f"it is one of {', '.join(map(repr, ('auto', *COSTS)))}, or a callable cost(step) -> float",
+        hint=f"it is one of {_listed(('auto', *COSTS))}, or a callable cost(step) -> float",
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _checked(cost: Callable[[StepSizes], Any]) -> CostFunction:

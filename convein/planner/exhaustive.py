@@ -1,8 +1,8 @@
 """Frame -> order, by all sets of leaves: exact, outer products included.
 
-Every set of leaves is planned once, small sets first: the cheapest way to make a set is the cheapest of all splits of it in
-two. This is exact for a sum of step costs that are not negative, and for the largest of them. n leaves have about 3^n / 2
-splits; all of one size of set are evaluated together.
+Every set of leaves is planned once, small sets first: the cheapest way to make it is the cheapest of its splits in two.
+This is exact for a sum of step costs that are not negative, and for the largest of them. n leaves have about 3^n / 2
+splits; those of all sets of one size are evaluated together.
 """
 
 from __future__ import annotations
@@ -92,9 +92,11 @@ class _Sets:
         self.work = touched[-1] / touched[::-1]
         self.gone = gone
         self.meetings = [tabulate(problem, meeting) for meeting in problem.meetings]
-        self.indices = []
+        self.indices: list[Array] = []
         for meeting in self.meetings:
-            index = sum((self.subsets >> place & 1) << j for j, place in enumerate(meeting.leaves))
+            index = np.zeros_like(self.subsets)
+            for j, place in enumerate(meeting.leaves):
+                index |= (self.subsets >> place & 1) << j
             self.indices.append(index)
             self.work *= meeting.work[index]
             self.gone *= meeting.gone[index]
@@ -125,10 +127,8 @@ def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Split
     found = np.zeros(len(splits.left))
     for place, (left, right) in enumerate(zip(splits.left.tolist(), splits.right.tolist(), strict=True)):
         if (left | right) & ~problem.constant:
-            step = StepSizes(
-                problem.network, sets[left], sets[right], bool(left & problem.needs_grad), bool(right & problem.needs_grad)
-            )
-            found[place] = objective.of(step)
+            grads = bool(left & problem.needs_grad), bool(right & problem.needs_grad)
+            found[place] = objective.of(StepSizes(problem.network, sets[left], sets[right], *grads))
     return found
 
 

@@ -9,7 +9,7 @@ from convein.planner.meeting import Array, tabulate
 
 # Sets are kept in words of 60 bits, each five pieces of 12; the product of a piece's modes stands in a table of 4096.
 WORD, PIECE = 60, 12
-TOTAL, HELD, SHARE, GRAD, CONSTANT = range(5)
+TOTAL, READ, HELD, SHARE, GRAD, CONSTANT = range(6)
 
 
 class FinishedSets:
@@ -17,10 +17,10 @@ class FinishedSets:
 
     Attributes:
         problem: the frame.
-        leaves, kept, elements: each set as a bit mask, the modes its value has, and how large that is.
+        leaves, kept: each set as a bit mask, and the modes its value has.
         bits: columns of words: the set, the modes, and the set's index into the tables of each meeting.
-        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have to save), `SHARE` (1 / E of all
-            meetings), `GRAD` and `CONSTANT` (0 or 1).
+        numbers: columns of `TOTAL` (its cost), `READ` (see `read`), `HELD` (elements that a step may have to save),
+            `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
     """
 
     def __init__(self, problem: Frame) -> None:
@@ -30,15 +30,14 @@ class FinishedSets:
         self._carriers = [plain.leaves for plain in problem.plain] + meetings
         self._closable = sum(1 << bit for bit, plain in enumerate(problem.plain) if not plain.open)
         # The bit of a meeting says who shares it; its sizes are in its own tables.
-        sizes = [float(plain.size) for plain in problem.plain] + [1.0] * len(meetings)
+        sizes = [float(plain.size) for plain in problem.plain] + [1.0] * len(meetings) or [1.0]
         self._tables = [_products(sizes[start : start + PIECE]) for start in range(0, len(sizes), PIECE)]
         self.leaves: list[int] = []
         self.kept: list[int] = []
-        self.elements: list[float] = []
         self._modes = -(-len(problem.values) // WORD)
         self._indices = self._modes + -(-len(sizes) // WORD)
         self.bits = np.zeros((self._indices + len(meetings), 256), np.int64)
-        self.numbers = np.zeros((5, 256))
+        self.numbers = np.zeros((6, 256))
 
     def touching(self, leaf: int) -> int:
         """The modes of a leaf."""
@@ -55,12 +54,17 @@ class FinishedSets:
             shared ^= bit
         return kept
 
-    def size(self, leaves: int, kept: int) -> float:
-        """Elements of the value of a set that has these modes."""
+    def read(self, kept: int) -> float:
+        """The least multiplications of a step that reads a value with these modes; how it is convolved is left out."""
         found = 1.0
         for table in self._tables:
             found *= float(table[kept & (1 << PIECE) - 1])
             kept >>= PIECE
+        return found
+
+    def size(self, leaves: int, kept: int) -> float:
+        """Elements of the value of a set that has these modes."""
+        found = self.read(kept)
         for meeting in self._meetings:
             index = _index(leaves, meeting.leaves)
             found *= meeting.work[index] / meeting.gone[index]
@@ -76,34 +80,44 @@ class FinishedSets:
         share = 1.0
         for meeting, index in zip(self._meetings, indices, strict=True):
             share /= float(meeting.gone[index])
-        elements = self.size(leaves, kept)
         self.leaves.append(leaves)
         self.kept.append(kept)
-        self.elements.append(elements)
         passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
         words = [*_words(leaves, self._modes), *_words(kept, self._indices - self._modes), *indices]
         self.bits[:, column] = words
         graded, constant = leaves & problem.needs_grad != 0, leaves & ~problem.constant == 0
-        self.numbers[:, column] = total, 0.0 if passed else elements, share, graded, constant
+        held = 0.0 if passed else self.size(leaves, kept)
+        self.numbers[:, column] = total, self.read(kept), held, share, graded, constant
         return column
 
-    def partners(self, one: int, below: float, outer: bool) -> Array:
-        """The columns with a total up to `below` that are disjoint from one, and share a mode with it unless `outer`."""
+    def partners(self, one: int, below: float, outer: bool) -> tuple[Array, Array]:
+        """The columns with a total up to `below` that are disjoint from one, and which of them share no mode with it.
+
+        Those that share no mode are left out unless `outer`.
+        """
         count = int(self.numbers[TOTAL, : len(self.leaves)].searchsorted(below, side="right"))
-        common = self.bits[: self._indices, :count] & self.bits[: self._indices, one, None]
-        chosen = _none(common[: self._modes])
+        chosen = self._common(range(self._modes), one, count) == 0
+        apart = self._common(range(self._modes, self._indices), one, count) == 0
         if not outer:
-            chosen &= ~_none(common[self._modes :])
-        return chosen.nonzero()[0]
+            chosen &= ~apart
+        others = chosen.nonzero()[0]
+        return others, apart[others]
+
+    def _common(self, rows: range, one: int, count: int) -> Array:
+        """What one set has in common with the first `count`: not 0 if there is something."""
+        found = self.bits[rows[0], :count] & self.bits[rows[0], one]
+        for row in rows[1:]:
+            found |= self.bits[row, :count] & self.bits[row, one]
+        return found
 
     def macs(self, one: int, others: Array) -> Array:
         """Multiplications of joining one column with others."""
-        modes = self.bits[self._modes : self._indices]
-        both = modes[:, others] | modes[:, one, None]
-        found = self._tables[0][both[0] & (1 << PIECE) - 1]
+        rows = self.bits[self._modes : self._indices]
+        both = [row.take(others) | row[one] for row in rows]
+        found = self._tables[0].take(both[0] & (1 << PIECE) - 1)
         for number, table in enumerate(self._tables[1:], 1):
             word, shift = divmod(number * PIECE, WORD)
-            found *= table[both[word] >> shift & (1 << PIECE) - 1]
+            found *= table.take(both[word] >> shift & (1 << PIECE) - 1)
         for row, meeting in enumerate(self._meetings, self._indices):
             first, second = self.bits[row, one], self.bits[row, others]
             found *= meeting.work[first | second]
@@ -169,8 +183,3 @@ def _index(leaves: int, carrying: tuple[int, ...]) -> int:
 
 def _words(bits: int, count: int) -> list[int]:
     return [bits >> WORD * word & (1 << WORD) - 1 for word in range(count)]
-
-
-def _none(words: Array) -> Array:
-    """Which columns are empty."""
-    return (words[0] if len(words) == 1 else np.bitwise_or.reduce(words)) == 0

@@ -5,7 +5,7 @@ The values to join are the leaves: single operands, or partial results. Inside a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -54,6 +54,11 @@ class Frame:
     constant: int
     passed: int
 
+    @property
+    def magnitude(self) -> int:
+        """No product of sizes has more bits than this."""
+        return sum(value.elements.bit_length() for value in self.values)
+
     def operands(self, subset: int) -> int:
         """The operands in a set of leaves."""
         return reduce(or_, (value.operands for place, value in enumerate(self.values) if subset >> place & 1), 0)
@@ -101,9 +106,7 @@ def _bits(places: Iterable[int]) -> int:
 
 def regroup(problem: Frame, values: Iterable[Partial]) -> Frame:
     """The problem of joining some values that are made of a frame's leaves."""
-    return frame(
-        problem.network, values, problem.operands(problem.needs_grad), problem.operands(problem.constant)
-    )
+    return frame(problem.network, values, problem.operands(problem.needs_grad), problem.operands(problem.constant))
 
 
 def connected_parts(problem: Frame) -> list[int]:

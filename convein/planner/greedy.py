@@ -1,12 +1,13 @@
 """Frame -> order, one pair at a time, for networks of any size.
 
-What is joined next is decided by a rule; several are tried and the best order is kept. The rules see exact sizes, convolved
-modes included. Values that share no mode are joined when nothing else is left, smallest first. Nothing is random.
+What is joined next is decided by a rule; several are tried and the best order is kept. The rules see exact sizes, those
+of convolved modes included. Values that share no mode are joined when nothing else is left, smallest first. Nothing is
+random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import log2
 

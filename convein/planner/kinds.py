@@ -18,8 +18,8 @@ MERGE = "merge filters"
 def classify(network: Network, left: int, right: int) -> str:
     """The kind of the step that joins two disjoint sets of operands.
 
-    With modes convolved here: `MERGE` if no signal is met; else by the other modes that both sides share: `DENSE` if all
-    of them are summed, `GROUPED` if some are kept, and `DEPTHWISE` if the filter's side has nothing but kept ones.
+    With modes convolved here: `MERGE` if no signal is met; else by the other modes that both sides share: `DENSE` if
+    all of them are summed, `GROUPED` if some are kept, and `DEPTHWISE` if the filter's side has nothing but kept ones.
     Without: `GEMM` and `BATCHED_GEMM` sum something, `ELEMENTWISE` only shares modes, `OUTER` shares none.
     """
     return kind_of(network, partial(network, left), partial(network, right))

@@ -11,24 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
 
 import numpy as np
 
 from convein.planner.costs import Objective, StepSizes
-from convein.planner.finished import TOTAL, FinishedSets, Joins
+from convein.planner.finished import READ, TOTAL, FinishedSets, Joins
 from convein.planner.frame import Frame
 from convein.planner.meeting import Array
 from convein.planner.order import Order, score
 
 # Sums of floats in another order differ in their last digits.
 SLACK = 1 + 1e-9
+MOST = 1e300
 
 
 def search_connected(
     problem: Frame, objectives: Sequence[Objective], known: Order, *, outer: bool = False, most: int | None = None
 ) -> Order | None:
-    """The best order, or `known` if none is better; None if this takes to look at more than `most` pairs of sets.
+    """The best order, or `known` if none is better; None if finding it looks at more than `most` pairs of sets.
+
+    None, too, if even `known` costs more than floats can tell.
 
     Args:
         problem: a connected network.
@@ -39,10 +41,14 @@ def search_connected(
     """
     rules: list[_Rule] = []
     for objective in objectives:
-        search = _Search(problem, objective, score(problem, known, [objective])[0], rules, outer)
-        last = objective is objectives[-1]
-        if not search.run(most, beyond=not last):
+        bound = score(problem, known, [objective])[0]
+        if bound > MOST:
             return None
+        search = _Search(problem, objective, bound, rules, outer)
+        last = objective is objectives[-1]
+        with np.errstate(over="ignore"):
+            if not search.run(most, beyond=not last):
+                return None
         known = search.order() or known
         if not last:
             rules.append(_Rule(objective, score(problem, known, [objective])[0], search.totals))
@@ -51,7 +57,7 @@ def search_connected(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rule:
-    """Which steps keep an earlier objective at its `minimum`; `totals` are its least values for the sets that matter."""
+    """Which steps keep an earlier objective at its `minimum`; `totals` are its least values for sets of leaves."""
 
     objective: Objective
     minimum: float
@@ -61,39 +67,37 @@ class _Rule:
 class _Search:
     """One pass, for one objective."""
 
-    def __init__(
-        self, problem: Frame, objective: Objective, bound: float, rules: Sequence[_Rule], outer: bool
-    ) -> None:
+    def __init__(self, problem: Frame, objective: Objective, bound: float, rules: Sequence[_Rule], outer: bool) -> None:
         self.problem, self.objective, self.rules, self.outer = problem, objective, rules, outer
         self.bound = bound * SLACK
         self.everything = (1 << len(problem.values)) - 1
         self.sets = FinishedSets(problem)
         self.totals: dict[int, float] = {}
         self.made: dict[int, tuple[int, int]] = {}
-        self.columns: dict[int, int] = {}
         self.queue: list[tuple[float, int, int, int]] = []
         self.pairs = 0
+        # Whether the step that reads a value costs something in any case.
+        self.reads = objective.at_least_elements and not problem.constant
 
     def run(self, most: int | None, *, beyond: bool) -> bool:
-        """Finishes sets until all leaves are one; with `beyond` all sets that cost no more. False if `most` is reached."""
+        """Finishes sets until all leaves are one; `beyond`: all sets that cost no more. False if `most` is reached."""
         best: dict[int, float] = {}
         for leaf in range(len(self.problem.values)):
-            self._finish(self.sets.add(1 << leaf, self.sets.touching(leaf), 0.0), best)
+            self._finish(1 << leaf, self.sets.touching(leaf), 0.0, best)
         while self.queue:
             total, leaves, left, right = heappop(self.queue)
-            if leaves in self.columns or total > self.bound:
+            if leaves in self.made or total > self.bound:
                 continue
             if most is not None and self.pairs > most:
                 return False
-            column = self.sets.add(leaves, self.sets.kept_by(left, right), total)
             self.made[leaves] = left, right
-            if leaves == self.everything:
-                self.totals[leaves] = total
-                if not beyond:
-                    break
-                self.bound = total * SLACK
-            else:
-                self._finish(column, best)
+            if leaves != self.everything:
+                self._finish(leaves, self.sets.kept_by(left, right), total, best)
+                continue
+            self.totals[leaves] = total
+            if not beyond:
+                break
+            self.bound = total * SLACK
         return True
 
     def order(self) -> Order | None:
@@ -112,32 +116,34 @@ class _Search:
         make(self.everything)
         return tuple(steps)
 
-    def _finish(self, column: int, best: dict[int, float]) -> None:
-        """Joins a set that has just been finished with all finished ones."""
-        sets, objective = self.sets, self.objective
-        leaves, total = sets.leaves[column], float(sets.numbers[TOTAL, column])
-        self.columns[leaves] = column
-        self.totals[leaves] = total
-        if objective.at_least_elements and total + sets.elements[column] > self.bound and not self.problem.constant:
+    def _finish(self, leaves: int, kept: int, total: float, best: dict[int, float]) -> None:
+        """Adds a set to the finished ones and joins it with them."""
+        sets = self.sets
+        if self.reads and total + sets.read(kept) > self.bound:
             return
-        below = self.bound if objective.largest else self.bound - total
-        others = sets.partners(column, below, self.outer)
+        self.totals[leaves] = total
+        column = sets.add(leaves, kept, total)
+        others, apart = sets.partners(column, self.bound if self.objective.largest else self.bound - total, self.outer)
         self.pairs += len(others)
         if len(others) == 0:
             return
-        values = self._values(objective, column, others)
-        kept = values <= self.bound
+        values = self._values(column, others)
+        least = values
+        if self.reads and self.outer:
+            # A product of values that share no mode has all their modes when it is read.
+            least = values + np.where(apart, sets.numbers[READ, column] * sets.numbers[READ, others], 0.0)
+        chosen = least <= self.bound
         if self.rules:
-            kept &= self._allowed(column, others)
-        for other, value in zip(others[kept].tolist(), values[kept].tolist(), strict=True):
+            chosen &= self._allowed(column, others)
+        for other, value in zip(others[chosen].tolist(), values[chosen].tolist(), strict=True):
             joined = leaves | sets.leaves[other]
             if value < best.get(joined, np.inf):
                 best[joined] = value
                 heappush(self.queue, (value, joined, column, other))
 
-    def _values(self, objective: Objective, one: int, others: Array, totals: Any = None) -> Array:
+    def _values(self, one: int, others: Array) -> Array:
         """What the joined sets would cost, made so."""
-        sets = self.sets
+        sets, objective = self.sets, self.objective
         steps = self._steps(objective, one, others)
         first, second = sets.numbers[TOTAL, one], sets.numbers[TOTAL, others]
         return np.maximum(np.maximum(first, second), steps) if objective.largest else first + second + steps
@@ -149,10 +155,15 @@ class _Search:
             return objective.of(joins)
         found = []
         for other in others.tolist():
-            sides = [problem.operands(sets.leaves[column]) for column in (one, other)]
-            grads = [sets.leaves[column] & problem.needs_grad != 0 for column in (one, other)]
-            folded = (sets.leaves[one] | sets.leaves[other]) & ~problem.constant == 0
-            found.append(0.0 if folded else objective.of(StepSizes(problem.network, *sides, *grads)))
+            left, right = sets.leaves[one], sets.leaves[other]
+            step = StepSizes(
+                problem.network,
+                problem.operands(left),
+                problem.operands(right),
+                bool(left & problem.needs_grad),
+                bool(right & problem.needs_grad),
+            )
+            found.append(objective.of(step) if (left | right) & ~problem.constant else 0.0)
         return np.array(found)
 
     def _allowed(self, one: int, others: Array) -> Array:

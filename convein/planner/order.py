@@ -37,8 +37,8 @@ def _step(problem: Frame, objective: Objective, sides: Sequence[tuple[Partial, i
     if objective.each:
         return 0 if folded else float(objective.of(StepSizes(problem.network, left.operands, right.operands, *grads)))
     macs = 0 if folded else multiplications(problem.network, left, right)
-    held = [0 if side & problem.passed == side and side & (side - 1) == 0 else value.elements for value, side in sides[:2]]
-    found: float = objective.of(Pairs(macs, result.elements, *held, *grads))
+    held = (0 if made & (made - 1) == 0 and made & problem.passed else value.elements for value, made in sides[:2])
+    found: float = objective.of(Pairs(macs, result.elements, next(held), next(held), *grads))
     return found
 
 

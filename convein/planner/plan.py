@@ -17,13 +17,13 @@ class Step:
     """One pairwise step. Values are numbered: operands 0..n-1, then step k makes value n+k.
 
     Attributes:
-        left, right: the values it joins; `left` holds the signal where one is met, else the lower position.
+        left, right: the values it joins; `left` holds the signal if one is met, else the lower position.
         left_set, right_set: the operands they are made of, as bit sets.
         kind: what it is, one of `kinds`.
         macs: multiplications forward.
         backward_macs: multiplications of the gradients that are needed.
         elements: size of the result.
-        saved: elements of partial results that the step keeps for the backward pass; operands themselves are not counted.
+        saved: elements of partial results that the step keeps for the backward pass; operands are not counted.
         folded: whether it joins constants only, and is computed once.
     """
 
@@ -52,18 +52,19 @@ class Plan:
         network: what is planned.
         steps: in order.
         optimizer: the name of the search that found the order.
-        cost: the name of what it minimised.
+        cost: the name of what it minimised; `total` is how much of that the order costs.
         needs_grad: the operands whose gradients are needed, as a bit set.
         constants: the operands that never change, as a bit set.
         slices: modes that are looped over.
-        given: the linear path that was asked for, where it has steps of one operand; these say no more than that its own
-            modes are summed, which is done wherever an operand is read.
+        given: the linear path that was asked for, if it has steps of one operand: these do nothing here, because modes
+            that only one operand has are summed whenever it is read.
     """
 
     network: Network
     steps: tuple[Step, ...]
     optimizer: str
     cost: str
+    total: float
     needs_grad: int = 0
     constants: int = 0
     slices: tuple[str, ...] = ()
@@ -115,17 +116,10 @@ class Plan:
         return str(path_info(self))
 
 
-def assemble(
-    network: Network,
-    ssa_path: Iterable[tuple[int, int]],
-    *,
-    optimizer: str,
-    cost: str,
-    needs_grad: int = 0,
-    constants: int = 0,
-    given: Path = (),
-) -> Plan:
-    """The plan that joins values in the order of an ssa path."""
+def steps_of(
+    network: Network, ssa_path: Iterable[tuple[int, int]], needs_grad: int = 0, constants: int = 0
+) -> tuple[Step, ...]:
+    """The steps that join values in the order of an ssa path."""
     values = [partial(network, 1 << position) for position in range(len(network.operands))]
     steps = []
     for first, second in ssa_path:
@@ -133,7 +127,7 @@ def assemble(
         left, right = (second, first) if swap else (first, second)
         values.append(join(network, values[left], values[right]))
         steps.append(_step(network, (left, right), (values[left], values[right], values[-1]), needs_grad, constants))
-    return Plan(network, tuple(steps), optimizer, cost, needs_grad, constants, given=given)
+    return tuple(steps)
 
 
 def linear_path(ssa_path: Iterable[tuple[int, ...]], operands: int) -> Path:
@@ -160,7 +154,11 @@ def _comes_first(network: Network, a: int, b: int) -> bool:
 
 
 def _step(
-    network: Network, numbers: tuple[int, int], values: tuple[Partial, Partial, Partial], needs_grad: int, constants: int
+    network: Network,
+    numbers: tuple[int, int],
+    values: tuple[Partial, Partial, Partial],
+    needs_grad: int,
+    constants: int,
 ) -> Step:
     left, right, result = values
     macs = multiplications(network, left, right)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import reduce
+from operator import index
 from typing import Any
 
 from convein.errors import PlanError
 from convein.network import Network
 from convein.planner import exhaustive, meeting
-from convein.planner.borrowed import ask, named, names
+from convein.planner.borrowed import NAMES, ask, named
 from convein.planner.costs import Objective, choose_cost
 from convein.planner.exhaustive import search_all
 from convein.planner.frame import Frame, connected_parts, frame, regroup
 from convein.planner.greedy import search_greedily
 from convein.planner.netcon import search_connected
-from convein.planner.order import Order, graft, join_smallest
+from convein.planner.order import Order, graft, join_smallest, score
 from convein.planner.partial import Partial, join, partial
 from convein.planner.paths import NUMBERING, read_path
-from convein.planner.plan import Path, Plan, assemble
+from convein.planner.plan import Path, Plan, steps_of
 from convein.planner.subtrees import improve
 
-# Pairs of sets that `optimal` looks at for the sake of outer products, and that `auto` looks at in all: about 30 and 80 ms.
-OUTER_PAIRS = 200_000
+# Pairs of sets that `optimal` looks at for the sake of outer products, and `auto` in all: about 15 and 80 ms.
+OUTER_PAIRS = 120_000
 AUTO_PAIRS = 500_000
+# A callable cost is called once for each pair: it counts so many times as much.
+CALLABLE_COST = 100
+MOST_BY_CALLABLE = 8
+
+CONNECTED = "optimal without outer products"
+IMPROVED = "greedy, subtrees optimal"
 
 # An order, and the name of the search that found it.
 Found = tuple[Order, str]
@@ -39,15 +46,15 @@ def plan(
     Args:
         network: what is planned.
         optimize: the search. "optimal" is exact: up to 12 operands among all orders, above that among those that never
-            join values which share no mode (with those, too, where they are quickly seen through). "greedy" tries a few
-            rules, for any size. "auto" (also True and None) is "optimal" as far as it is fast, then greedy with subtrees
-            planned again; "left-to-right" (also False) takes the operands as they stand. Any other name of
-            opt_einsum's searches; an optimiser of opt_einsum or cotengra, or a function with their arguments; or a path
-            as opt_einsum writes it, whose steps of more than two operands are planned inside.
-        cost: what it minimises. "flops": multiplications forward. "training": those of the gradients too. "memory": the
-            largest result, or where gradients are needed the sum of the results kept for them; among the orders that
-            reach this minimum the fewest multiplications. A callable `cost(step: StepSizes) -> float`: the sum over
-            all steps. "auto": "training" if a gradient is needed, else "flops".
+            join values which share no mode (and among all where that is decided quickly). "greedy" tries a few rules,
+            for any size. "auto" (also True and None) is "optimal" as far as it is fast, then greedy with its subtrees
+            searched. "left-to-right" (also False) takes the operands as they stand. Any other name of opt_einsum's
+            searches; an optimiser of opt_einsum or cotengra, or a function with their arguments; or a path as
+            opt_einsum writes it, whose steps of more than two operands are searched inside.
+        cost: what it minimises. "flops": multiplications forward. "training": those of the gradients too. "memory":
+            the largest result, or where gradients are needed the sum of the results kept for them; among the orders
+            that reach this minimum the fewest multiplications. A callable `cost(step: StepSizes) -> float`: the sum
+            over all steps. "auto": "training" if a gradient is needed, else "flops".
         needs_grad: the operands whose gradients are needed, as a bit set.
         constants: the operands that never change, as a bit set: what joins only these is done once, and costs nothing.
 
@@ -58,38 +65,39 @@ def plan(
     values = [partial(network, 1 << position) for position in range(len(network.operands))]
     problem = frame(network, values, needs_grad, constants)
     order, optimizer, given = _found(problem, optimize, objectives)
-    return assemble(
-        network, order, optimizer=optimizer, cost=name, needs_grad=needs_grad, constants=constants, given=given
-    )
+    steps = steps_of(network, order, needs_grad, constants)
+    total = score(problem, order, objectives)[0]
+    return Plan(network, steps, optimizer, name, total, needs_grad, constants, given=given)
 
 
 def _found(problem: Frame, optimize: Any, objectives: Sequence[Objective]) -> tuple[Order, str, Path]:
+    """The order that `optimize` means, the name of what found it, and the path as given where it says more."""
     if optimize is None or isinstance(optimize, bool):
         optimize = "left-to-right" if optimize is False else "auto"
+    name = getattr(optimize, "__name__", type(optimize).__name__)
     if isinstance(optimize, str):
-        search = SEARCHES.get(optimize.lower())
-        if search is not None:
-            return *search(problem, objectives), ()
-        if optimize.lower() not in names():
+        name = optimize.lower()
+        if name in SEARCHES:
+            return *SEARCHES[name](problem, objectives), ()
+        found = named(name)
+        if found is None:
             raise _unknown(optimize)
-        optimize, name = named(optimize), optimize.lower()
-    else:
-        name = getattr(optimize, "__name__", type(optimize).__name__)
-    count = len(problem.values)
-    if not callable(optimize):
-        if not isinstance(optimize, Sequence):
-            raise PlanError(
-                f"optimize={optimize!r} is neither a name, nor a path, nor an optimiser",
-                hint=f"it is one of {_listed()}; or a function (inputs, output, sizes, memory_limit); or a path: {NUMBERING}",
-            )
-        steps = read_path(optimize, count)
-        given = tuple(map(tuple, optimize[list(optimize[:1]) == ["einsum_path"] :]))
-        plain = any(len(step) == 1 for step in steps) and all(len(step) < 3 for step in steps)
-        return _along(problem, steps, objectives), "path", given if plain and count > 1 else ()
-    if count <= 2:
-        return _left_to_right(problem, objectives)[0], name, ()
-    steps = read_path(ask(problem, optimize, name), count, f"the path that {name} gave")
-    return _along(problem, steps, objectives), name, ()
+        optimize = found
+    if isinstance(optimize, type):
+        raise PlanError(f"optimize={name} is a class, and not an optimiser", hint=f"make one: optimize={name}()")
+    if callable(optimize):
+        if len(problem.values) <= 2:
+            return _left_to_right(problem, objectives)[0], name, ()
+        steps = read_path(ask(problem, optimize, name), len(problem.values), f"the path that {name} gave")
+        return _along(problem, steps, objectives), name, ()
+    if not isinstance(optimize, Sequence):
+        hint = f"it is one of {_listed()}; a function (inputs, output, sizes, memory_limit); or a path: {NUMBERING}"
+        raise PlanError(f"optimize={optimize!r} is neither a name, nor a path, nor an optimiser", hint=hint)
+    steps = read_path(optimize, len(problem.values))
+    given: Path = ()
+    if steps and len(problem.values) > 1 and min(map(len, steps)) == 1 and max(map(len, steps)) == 2:
+        given = tuple(tuple(map(index, step)) for step in optimize if step != "einsum_path")
+    return _along(problem, steps, objectives), "path", given
 
 
 def _along(problem: Frame, steps: Path, objectives: Sequence[Objective]) -> Order:
@@ -102,12 +110,17 @@ def _along(problem: Frame, steps: Path, objectives: Sequence[Objective]) -> Orde
         joined = [values[value] for value in step]
         inner = ((0, 1),) if len(step) == 2 else _auto(regroup(problem, joined), objectives)[0]
         numbers.append(graft(order, [numbers[value] for value in step], inner, count))
-        values.append(reduce(lambda left, right: join(problem.network, left, right), joined))
+        values.append(_joined(problem, joined))
     return tuple(order)
 
 
+def _joined(problem: Frame, values: Iterable[Partial]) -> Partial:
+    return reduce(lambda left, right: join(problem.network, left, right), values)
+
+
 def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
-    if len(problem.values) <= exhaustive.MOST_LEAVES:
+    callables = any(objective.each for objective in objectives)
+    if len(problem.values) <= (MOST_BY_CALLABLE if callables else exhaustive.MOST_LEAVES):
         return search_all(problem, objectives), "optimal"
     for met in problem.meetings:
         if len(met.leaves) > meeting.MOST_LEAVES:
@@ -120,14 +133,17 @@ def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
     if len(parts) > 1:
         return _apart(problem, parts, objectives, _optimal)
     known = improve(problem, search_greedily(problem, objectives), objectives)
-    found = search_connected(problem, objectives, known, outer=True, most=OUTER_PAIRS)
+    most = OUTER_PAIRS // CALLABLE_COST if callables else OUTER_PAIRS
+    found = search_connected(problem, objectives, known, outer=True, most=most)
     if found is not None:
         return found, "optimal"
-    return search_connected(problem, objectives, known) or known, "optimal without outer products"
+    found = search_connected(problem, objectives, known)
+    return (known, IMPROVED) if found is None else (found, CONNECTED)
 
 
 def _auto(problem: Frame, objectives: Sequence[Objective]) -> Found:
-    if len(problem.values) <= exhaustive.MOST_LEAVES:
+    callables = any(objective.each for objective in objectives)
+    if len(problem.values) <= (MOST_BY_CALLABLE if callables else exhaustive.MOST_LEAVES):
         return search_all(problem, objectives), "optimal"
     parts = connected_parts(problem)
     if len(parts) > 1:
@@ -135,8 +151,9 @@ def _auto(problem: Frame, objectives: Sequence[Objective]) -> Found:
     known = improve(problem, search_greedily(problem, objectives), objectives)
     found = None
     if all(len(met.leaves) <= meeting.MOST_LEAVES for met in problem.meetings):
-        found = search_connected(problem, objectives, known, most=AUTO_PAIRS)
-    return (known, "greedy, subtrees optimal") if found is None else (found, "optimal without outer products")
+        most = AUTO_PAIRS // CALLABLE_COST if callables else AUTO_PAIRS
+        found = search_connected(problem, objectives, known, most=most)
+    return (known, IMPROVED) if found is None else (found, CONNECTED)
 
 
 def _apart(problem: Frame, parts: Sequence[int], objectives: Sequence[Objective], search: Search) -> Found:
@@ -148,8 +165,7 @@ def _apart(problem: Frame, parts: Sequence[int], objectives: Sequence[Objective]
         inner, name = search(regroup(problem, (problem.values[place] for place in places)), objectives)
         used.add(name)
         made.append(graft(order, places, inner, len(problem.values)))
-        joined = reduce(lambda left, right: join(problem.network, left, right), (problem.values[place] for place in places))
-        sizes.append(joined.elements)
+        sizes.append(_joined(problem, [problem.values[place] for place in places]).elements)
     graft(order, made, join_smallest(sizes), len(problem.values))
     return tuple(order), f"{', '.join(sorted(used))} in {len(parts)} parts"
 
@@ -172,11 +188,11 @@ SEARCHES: Mapping[str, Search] = {
 
 
 def _unknown(optimize: str) -> PlanError:
-    known = [*SEARCHES, *names()]
-    close = get_close_matches(optimize.lower(), known, n=1)
+    close = get_close_matches(optimize.lower(), [*SEARCHES, *NAMES], n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
-    return PlanError(f"optimize={optimize!r} is not known{guess}", hint=f"it is one of {_listed()}; a path; or an optimiser")
+    hint = f"it is one of {_listed()}; a path; or an optimiser"
+    return PlanError(f"optimize={optimize!r} is not known{guess}", hint=hint)
 
 
 def _listed() -> str:
-    return ", ".join(repr(name) for name in dict.fromkeys([*SEARCHES, *names()]))
+    return ", ".join(map(repr, [*SEARCHES, *NAMES]))

@@ -1,4 +1,4 @@
-"""Order -> cheaper order, for networks that are too large to search: its subtrees are searched exactly, again and again."""
+"""Order -> cheaper order, for networks too large to search: its subtrees are searched until none gets better."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from convein.planner.partial import Partial, join
 # 7 values have 10395 orders, which `search_all` goes through in a fraction of a millisecond.
 MOST_VALUES = 7
 MOST_SWEEPS = 8
+# The search computes in floats, which end at 2 ** 1024.
+MOST_BITS = 1000
 
 
 def improve(problem: Frame, order: Order, objectives: Sequence[Objective]) -> Order:
@@ -36,6 +38,8 @@ def improve(problem: Frame, order: Order, objectives: Sequence[Objective]) -> Or
 def _improve(tree: _Tree, nodes: tuple[int, ...], objectives: Sequence[Objective]) -> bool:
     problem = tree.problem
     small = regroup(problem, (tree.values[node] for node in nodes))
+    if small.magnitude > MOST_BITS:
+        return False
     before = tree.order(nodes)
     after = search_all(small, objectives)
     old, new = score(small, before, objectives), score(small, after, objectives)
@@ -61,7 +65,8 @@ class _Tree:
 
     def below(self, node: int) -> tuple[int, ...]:
         """A few sets that a set is made of: the largest value is opened as long as there is room."""
-        closed, opened = [], [node]
+        closed: list[int] = []
+        opened = [node]
         while opened and len(closed) + len(opened) < MOST_VALUES:
             largest = max(opened, key=lambda part: self.values[part].elements)
             opened.remove(largest)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import prod
+from typing import TYPE_CHECKING
 
 from opt_einsum import blas, get_symbol
 from opt_einsum.contract import PathInfo as OptEinsumPathInfo
@@ -13,13 +14,16 @@ from opt_einsum.contract import PathInfo as OptEinsumPathInfo
 from convein.equation import written
 from convein.network import Network
 from convein.planner.partial import taps_read
-from convein.planner.plan import Path, Plan, Step
 from convein.windows import Correlation
 
+if TYPE_CHECKING:
+    from convein.planner.plan import Plan, Step
+
 WIDTH = 120
+LEAST_REMAINING = 20
 
 
-class PathInfo(OptEinsumPathInfo):
+class PathInfo(OptEinsumPathInfo):  # type: ignore[misc] # it has no types
     """A path and its numbers, to be printed. Without a bar the fields of opt_einsum's PathInfo are what they are there.
 
     With a bar: a mode that a step convolves counts its output and its filter, in `scale_list` as two, in costs as
@@ -62,9 +66,8 @@ class PathInfo(OptEinsumPathInfo):
         plan = self.plan
         backward = plan.training_macs - plan.macs
         gradients = f", backward {_number(backward)}" if plan.needs_grad else ""
-        bar = "".join(written(mode) for mode in plan.network.convolutions)
         lines = [
-            f"  Complete contraction:  {_shortened(f'{self.eq}|{bar}' if bar else self.eq, WIDTH - 25)}",
+            f"  Complete contraction:  {plan.network.equation}",
             f"         Naive scaling:  {self._naive_scaling()}",
             f"     Optimized scaling:  {max(self.scale_list, default=0)}",
             f"      Naive FLOP count:  {_number(self.naive_cost)}",
@@ -75,7 +78,7 @@ class PathInfo(OptEinsumPathInfo):
         ]
         if plan.needs_grad:
             lines.append(f"    Saved for backward:  {_number(plan.saved)} elements besides the operands")
-        lines.append(f"             Optimizer:  {plan.optimizer}, cost {plan.cost}")
+        lines.append(f"             Optimizer:  {plan.optimizer}, {plan.cost} {_number(plan.total)}")
         return "\n".join([*lines, *_table(self._rows, bool(plan.needs_grad))])
 
     def _naive_scaling(self) -> int:
@@ -118,7 +121,7 @@ def _rows(plan: Plan) -> Iterator[_Row]:
         joined = [terms.pop(place) for place in sorted(places, reverse=True)]
         step = next(steps) if len(places) > 1 else None
         if step is not None and network.join(step.left_set, step.right_set):
-            joined.sort(key=lambda term, left=step.left_set: term.operands != left)
+            joined = [term for left in (True, False) for term in joined if (term.operands == step.left_set) is left]
         row = _row(network, step, places, joined, terms, last=number + 1 == len(plan.path))
         terms.append(row[1])
         yield row[0]
@@ -223,30 +226,56 @@ def _written(modes: Sequence[str]) -> str:
 
 
 def _table(rows: Sequence[_Row], gradients: bool) -> list[str]:
-    current = min(max([len(row.current) for row in rows], default=7), 44)
-    shown = [", ".join(f"{c.mode} {c.n}*{c.kernel}->{c.length}" for c in row.convolved) for row in rows]
-    sizes = min(max([len(text) for text in shown], default=0), 30)
-    kinds = [row.step.kind if row.step else "sum" for row in rows]
-    kind = max([len(text) for text in kinds], default=4)
-    header = [f"{'scaling':>7}", f"{'kind':<{kind}}", f"{'current':>{current}}"]
-    if sizes:
-        sizes = max(sizes, len("convolved"))
-        header.append(f"{'convolved':<{sizes}}")
-    header += [f"{'forward':>9}", *([f"{'backward':>9}"] if gradients else [])]
-    start = "  ".join(header)
-    remaining = min(max([len("remaining"), *(len(row.remaining) for row in rows)]), max(WIDTH - len(start) - 2, 20))
-    rule = "-" * (len(start) + 2 + remaining)
-    lines = [rule, f"{start}  {'remaining':>{remaining}}", rule]
-    for row, name, convolved in zip(rows, kinds, shown, strict=True):
-        cells = [f"{row.scaling:>7}", f"{name:<{kind}}", f"{_shortened(row.current, current):>{current}}"]
-        if sizes:
-            cells.append(f"{_shortened(convolved, sizes):<{sizes}}")
-        cells.append(f"{_forward(row.step):>9}")
-        if gradients:
-            cells.append(f"{_number(row.step.backward_macs) if row.step else '':>9}")
-        cells.append(f"{_shortened(row.remaining, remaining):>{remaining}}")
-        lines.append("  ".join(cells))
-    return lines
+    """One line a step; where its expression is too long for that, a second line that has room for it."""
+    columns = [
+        ("scaling", ">", [str(row.scaling) for row in rows]),
+        ("kind", "<", [row.step.kind if row.step else "sum" for row in rows]),
+        ("current", ">", [row.current for row in rows]),
+        ("convolved", "<", [_convolved(row) for row in rows]),
+        ("forward", ">", [_forward(row.step) for row in rows]),
+        ("backward", ">", [_number(row.step.backward_macs) if row.step else "" for row in rows]),
+    ]
+    shown = [
+        c for c in columns if c[0] not in {"convolved", "backward"} or (any(c[2]) if c[0] == "convolved" else gradients)
+    ]
+    lines = _lines(shown)
+    room = WIDTH - len(lines[0]) - 2
+    if room >= LEAST_REMAINING:
+        remaining = [_within(row.remaining, room) for row in rows]
+        width = max(map(len, ["remaining", *remaining]))
+        lines = [f"{line}  {text:>{width}}" for line, text in zip(lines, ["remaining", *remaining], strict=True)]
+    elif room < -2:
+        lines = _lines([column for column in shown if column[0] != "current"])
+        below = [_within(text, WIDTH - 9) for text in ["current", *(row.current for row in rows)]]
+        lines = [f"{line.rstrip()}\n{'':>9}{text}" for line, text in zip(lines, below, strict=True)]
+    rule = "-" * max(len(part) for line in lines for part in line.split("\n"))
+    return [rule, lines[0], rule, *lines[1:]]
+
+
+def _lines(columns: Sequence[tuple[str, str, list[str]]]) -> list[str]:
+    cells = [[title, *texts] for title, _, texts in columns]
+    widths = [max(map(len, column)) for column in cells]
+    sides = [side for _, side, _ in columns]
+    return [
+        "  ".join(f"{c:{side}{w}}" for c, side, w in zip(row, sides, widths, strict=True))
+        for row in zip(*cells, strict=True)
+    ]
+
+
+def _convolved(row: _Row) -> str:
+    return ", ".join(f"{c.mode} {c.n}*{c.kernel}->{c.length}" for c in row.convolved)
+
+
+def _within(expression: str, width: int) -> str:
+    """An expression in so many columns: operands are left out, the last ones first."""
+    if len(expression) <= width:
+        return expression
+    inputs, arrow, output = expression.partition("->")
+    terms = inputs.split(",")
+    while len(terms) > 1 and len(",".join(terms)) + len(",..." + arrow + output) > width:
+        terms.pop()
+    short = f"{','.join(terms)},...{arrow}{output}"
+    return short if len(short) <= width else f"{expression[: width - 3]}..."
 
 
 def _forward(step: Step | None) -> str:
@@ -255,12 +284,5 @@ def _forward(step: Step | None) -> str:
     return "folded" if step.folded else _number(step.macs)
 
 
-def _number(value: int | Decimal) -> str:
+def _number(value: float | Decimal) -> str:
     return f"{float(value):.3e}" if value < 10**300 else f"{Decimal(value):.3e}"
-
-
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    head = (width - 3) // 2
-    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
