@@ -29,6 +29,7 @@ from convein.planner.netcon import search_connected
 from convein.planner.order import score
 from convein.planner.partial import partial
 from convein.planner.plan import steps_of
+from convein.planner.rates import SHIPPED
 from convein.planner.search import SEARCHES
 from convein.planner.subtrees import improve
 from strategies import Case, cases
@@ -128,7 +129,7 @@ def test_both_exact_searches_agree(case: Case, cost: Any, needs_grad: int, const
     assume(not network.is_zero)
     needs_grad &= network.everything
     problem = problem_of(network, needs_grad, constants & network.everything & ~needs_grad)
-    _, objectives = choose_cost(cost, needs_grad)
+    _, objectives = choose_cost(cost, needs_grad, SHIPPED)
     known = search_greedily(problem, objectives)
     found = search_connected(problem, objectives, known, outer=True)
     assert found is not None
@@ -140,7 +141,7 @@ def test_connected_sets_are_exact_on_graphs(seed: int) -> None:
     network = graph_network(networkx.random_regular_graph(3, 10, seed=seed), seed)
     problem = problem_of(network)
     for cost in ("flops", "memory"):
-        _, objectives = choose_cost(cost, 0)
+        _, objectives = choose_cost(cost, 0, SHIPPED)
         worst = SEARCHES["left-to-right"](problem, objectives)[0]
         best = score(problem, search_all(problem, objectives), objectives)
         for outer in (False, True):
@@ -180,7 +181,7 @@ def test_outer_products_are_used_where_they_are_cheaper() -> None:
 def test_improving_subtrees_reaches_what_is_known_to_be_best() -> None:
     network = graph_network(networkx.grid_2d_graph(3, 4), 0)
     problem = problem_of(network)
-    _, objectives = choose_cost("flops", 0)
+    _, objectives = choose_cost("flops", 0, SHIPPED)
     start = SEARCHES["left-to-right"](problem, objectives)[0]
     better = improve(problem, start, objectives)
     best = score(problem, search_all(problem, objectives), objectives)

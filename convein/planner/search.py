@@ -21,6 +21,7 @@ from convein.planner.order import Order, graft, join_smallest, score
 from convein.planner.partial import Partial, join, partial
 from convein.planner.paths import NUMBERING, read_path
 from convein.planner.plan import Path, Plan, steps_of
+from convein.planner.rates import SHIPPED, Rates
 from convein.planner.subtrees import improve
 
 # Pairs of sets that `optimal` looks at for the sake of outer products, and `auto` in all: about 15 and 80 ms.
@@ -39,7 +40,13 @@ Search = Callable[[Frame, Sequence[Objective]], Found]
 
 
 def plan(
-    network: Network, *, optimize: Any = "auto", cost: Any = "auto", needs_grad: int = 0, constants: int = 0
+    network: Network,
+    *,
+    optimize: Any = "auto",
+    cost: Any = "auto",
+    needs_grad: int = 0,
+    constants: int = 0,
+    rates: Rates = SHIPPED,
 ) -> Plan:
     """The order in which the operands meet, one pair at a time.
 
@@ -57,11 +64,12 @@ def plan(
             over all steps. "auto": "training" if a gradient is needed, else "flops".
         needs_grad: the operands whose gradients are needed, as a bit set.
         constants: the operands that never change, as a bit set: what joins only these is done once, and costs nothing.
+        rates: what the machine does per second, for `cost="time"`.
 
     Raises:
         PlanError: no such search or cost, or a path that does not fit.
     """
-    name, objectives = choose_cost(cost, needs_grad)
+    name, objectives = choose_cost(cost, needs_grad, rates)
     values = [partial(network, 1 << position) for position in range(len(network.operands))]
     problem = frame(network, values, needs_grad, constants)
     order, optimizer, given = _found(problem, optimize, objectives)

@@ -26,28 +26,28 @@ def step_time(table: Rates, pairs: Any, itemsize: int = 4) -> Any:
 
     Args:
         table: what the machine does per second.
-        pairs: `macs`, `elements`, `left`, `right` (sizes of both sides), `taps` (filter entries met, 1 where nothing is
-            convolved), `convolved`, `left_grad`, `right_grad`: numbers or arrays.
+        pairs: the steps, as `costs.Pairs` has them.
         itemsize: bytes of one entry.
     """
-    macs = np.maximum(pairs.macs, 1.0)
+    macs = np.maximum(np.asarray(pairs.macs, float), 1.0)
     made, taps = np.maximum(pairs.elements, 1.0), np.maximum(pairs.taps, 1.0)
+    convolved = np.asarray(pairs.taps) > 0
     large = np.maximum(np.maximum(pairs.left, pairs.right), 1.0)
     small = np.maximum(np.minimum(pairs.left, pairs.right), 1.0)
     moved = itemsize * (large + small + made)
     gradients = np.asarray(pairs.left_grad, float) + np.asarray(pairs.right_grad, float)
     summed = np.maximum(macs / made / taps, 1.0)
     # The smaller side is G*K*N*taps.
-    free = np.maximum(np.where(pairs.convolved, macs / large / taps, macs / large), 1.0)
+    free = np.maximum(np.where(convolved, macs / large / taps, macs / large), 1.0)
     groups = np.maximum(small / (summed * free * taps), 1.0)
     flops = 2 * macs * _blocks(free) / free
     depthwise = summed * free < 1.5
     classes = (
-        (rates.DEPTHWISE_LAST, pairs.convolved & depthwise, 2 * macs * _blocks(groups) / groups),
-        (rates.GROUPED_LAST, pairs.convolved & ~depthwise & (groups > 1.5), flops),
-        (rates.DENSE_LAST, pairs.convolved & ~depthwise & (groups <= 1.5), flops),
-        (rates.ELEMENTWISE, ~pairs.convolved & (summed < 1.5), made),
-        (rates.BATCHED, ~pairs.convolved & (summed >= 1.5) & (groups > 1.5), flops),
+        (rates.DEPTHWISE_LAST, convolved & depthwise, 2 * macs * _blocks(groups) / groups),
+        (rates.GROUPED_LAST, convolved & ~depthwise & (groups > 1.5), flops),
+        (rates.DENSE_LAST, convolved & ~depthwise & (groups <= 1.5), flops),
+        (rates.ELEMENTWISE, ~convolved & (summed < 1.5), made),
+        (rates.BATCHED, ~convolved & (summed >= 1.5) & (groups > 1.5), flops),
     )
     found = np.minimum(*(_time(table, kind, flops, moved, gradients) for kind in (rates.ROWS, rates.MATRIX)))
     for kind, where, work in classes:
