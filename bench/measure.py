@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 SAMPLE_SECONDS = 2e-3
+LONG_SECONDS = 1.0
+# A variant that takes more than so many times the fastest's time is sampled in fewer rounds.
+SLOW = 3
+LEAST_ROUNDS = 3
+GOLDEN = (5**0.5 - 1) / 2
+
+Variants = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +29,18 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Several ways to do one job. The first variant is what the others are compared with."""
+    """Several ways to do one job. The first variant is what the others are compared with.
+
+    `variants` may be a function that makes them, for groups of which only some are measured.
+    """
 
     name: str
-    variants: Mapping[str, Callable[[], object]]
+    variants: Variants | Callable[[], Variants]
     limit: Limit | None = None
+
+    def ready(self) -> Variants:
+        """The variants, made now if they are not yet."""
+        return self.variants() if callable(self.variants) else self.variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +67,49 @@ def sample(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def repeats_for(call: Callable[[], object]) -> int:
-    """How many calls make one sample long enough for the clock; running them warms the variant up."""
-    call()
+def warm_up(call: Callable[[], object]) -> tuple[int, float]:
+    """How many calls make one sample long enough for the clock, and the seconds that they take."""
+    if (first := sample(call, 1)) > LONG_SECONDS:
+        return 1, first
     repeats = 1
     while (spent := sample(call, repeats) * repeats) < SAMPLE_SECONDS:
         repeats = max(2 * repeats, int(repeats * SAMPLE_SECONDS / max(spent, 1e-9)))
-    return repeats
+    return repeats, spent
 
 
-def measure(group: Group, rounds: int) -> Iterator[Timing | None]:
+def shares(spent: Mapping[str, float], rounds: int, seconds: float) -> dict[str, float]:
+    """In which part of all rounds each variant is sampled, from the seconds that its samples take.
+
+    One that is much slower than the fastest is in fewer, and so is one whose samples would take more than `seconds`.
+    """
+    enough = rounds * SLOW * min(spent.values())
+    wanted = {name: max(LEAST_ROUNDS, enough / each) for name, each in spent.items()}
+    return {name: max(1, min(wanted[name], seconds / each)) / rounds for name, each in spent.items()}
+
+
+def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None]:
     """Yields None after every round, then one timing for each variant."""
-    names = list(group.variants)
-    repeats = {name: repeats_for(call) for name, call in group.variants.items()}
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    variants = group.ready()
+    names = list(variants)
+    warm = {name: warm_up(call) for name, call in variants.items()}
+    share = shares({name: spent for name, (_, spent) in warm.items()}, rounds, seconds)
+    samples: dict[str, dict[int, float]] = {name: {} for name in names}
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
             first = number % len(names)
+            turn = number * GOLDEN % 1  # evenly spread, and the rounds of a smaller share are among those of a larger
             for name in names[first:] + names[:first]:
-                samples[name].append(sample(group.variants[name], repeats[name]))
+                if turn < share[name]:
+                    samples[name][number] = sample(variants[name], warm[name][0])
             yield None
     finally:
         gc.enable()
     base = samples[names[0]]
     for name, mine in samples.items():
-        rounds_of_both = list(zip(mine, base, strict=True))
+        rounds_of_both = [(mine[number], base[number]) for number in mine.keys() & base.keys()]
         ratio = statistics.median(spent / other for spent, other in rounds_of_both)
         excess = statistics.median(spent - other for spent, other in rounds_of_both)
-        yield Timing(group.name, name, statistics.median(mine), min(mine), ratio, excess, rounds)
+        times = mine.values()
+        yield Timing(group.name, name, statistics.median(times), min(times), ratio, excess, len(times))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cases import layer, overhead, planner
-from measure import Group
+import summary
+from cases import contractions, layers, overhead, planner
+from measure import Group, Timing
 
 CASES: dict[str, Callable[[], Iterator[Group]]] = {
     "overhead": overhead.groups,
     "planner": planner.groups,
-    "layer": layer.groups,
+    "layers": layers.groups,
+    "contractions": contractions.groups,
 }
+
+# What is said of all groups of a case at its end.
+SUMMARIES: dict[str, Callable[[list[Timing]], str]] = {"layers": summary.of_timings}

@@ -1,7 +1,8 @@
 """One command for every measurement: `python bench/run.py overhead planner`, or no name for all of them.
 
 Variants of one job run in interleaved rounds on one thread; medians are printed, and appended to results/*.csv together
-with the device, the versions and the commit.
+with the device, the versions and the commit. Where malloc is glibc's, it is told once to keep what it has (see
+`allocator.py`): it would give large blocks back between calls, and fault them in again.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import csv
 import datetime
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from allocator import keep_heap
 from measure import Group, Timing, measure
-from registry import CASES
+from registry import CASES, SUMMARIES
 
 HERE = Path(__file__).parent
+PEERS = ("opt_einsum", "cotengra", "tensorly-torch", "einconv")
 
 
 def device_name() -> str:
@@ -33,9 +36,14 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with a plus if files differ from it."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The commit that is measured, with a plus if files other than results differ from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(HERE.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    name = git("describe", "--always")
+    return name + ("+" if git("diff", "--name-only", "HEAD", "--", ":!bench/results") else "") if name else "unknown"
 
 
 def version(package: str) -> str:
@@ -46,8 +54,8 @@ def version(package: str) -> str:
         return "none"
 
 
-def environment() -> dict[str, str]:
-    """The columns that every row of a run shares."""
+def environment(heap: str) -> dict[str, str]:
+    """The columns that every row of a run shares; `heap` is what malloc was told."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
@@ -56,19 +64,22 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "triton": version("triton"),
+        "peers": "; ".join(f"{package} {version(package)}" for package in PEERS),
+        "heap": heap,
     }
 
 
-def save(case: str, timings: Iterable[Timing]) -> Path:
-    """Append one row for each timing to the case's file."""
-    path = HERE / "results" / f"{case}.csv"
+def save(path: Path, shared: Mapping[str, str], timings: Iterable[Timing]) -> None:
+    """Append one row for each timing to a case's file."""
     path.parent.mkdir(exist_ok=True)
-    new = not path.exists()
-    shared = environment()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        columns = [*shared, "group", "variant", "median_us", "min_us", "ratio", "rounds"]
+    columns = [*shared, "group", "variant", "median_us", "min_us", "ratio", "rounds"]
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        if header not in (None, columns):
+            raise SystemExit(f"{path} has other columns than this version writes: move it away")
         writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if new:
+        if header is None:
             writer.writeheader()
         for timing in timings:
             writer.writerow(
@@ -82,7 +93,6 @@ def save(case: str, timings: Iterable[Timing]) -> Path:
                     "rounds": timing.rounds,
                 }
             )
-    return path
 
 
 def verdict(group: Group, timings: list[Timing]) -> str:
@@ -97,28 +107,48 @@ def verdict(group: Group, timings: list[Timing]) -> str:
     return f"  {limit.variant}: {spent * 1e6:.1f} us{more}, {kept} the limit of {limit.seconds * 1e6:.0f} us\n"
 
 
-def run(case: str, rounds: int, keep: bool) -> None:
-    """Measure one case, print it, and append it to its file."""
-    results: list[Timing] = []
+def wanted(case: str, only: str) -> Iterator[Group]:
+    """The groups of a case whose names have each of the phrases between the commas of `only`."""
+    phrases = [f" {phrase.strip()} " for phrase in only.split(",") if phrase.strip()]
     for group in CASES[case]():
+        if all(phrase in f" {group.name} " for phrase in phrases):
+            yield group
+
+
+def report(group: Group, timings: list[Timing]) -> str:
+    """A group's times, a line each."""
+    width = max(len(timing.variant) for timing in timings)
+    lines = [
+        f"  {timing.variant:{width}}  median {timing.median * 1e6:11.1f} us"
+        f"  least {timing.least * 1e6:11.1f} us  ratio {timing.ratio:7.2f}"
+        for timing in timings
+    ]
+    return "\n".join([group.name, *lines, verdict(group, timings)])
+
+
+def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> None:
+    """Measure one case, print it, and append it to its file."""
+    path = HERE / "results" / f"{case}.csv"
+    results: list[Timing] = []
+    for group in wanted(case, arguments.only):
         timings: list[Timing] = []
-        with tqdm(total=rounds, desc=f"{case}: {group.name}", leave=False) as bar:
-            for timing in measure(group, rounds):
+        with tqdm(total=arguments.rounds, desc=f"{case}: {group.name}", leave=False) as bar:
+            for timing in measure(group, arguments.rounds, arguments.seconds):
                 if timing is None:
                     bar.update()
                 else:
                     timings.append(timing)
-        print(f"{case}: {group.name}")
-        width = max(len(timing.variant) for timing in timings)
-        for timing in timings:
-            print(
-                f"  {timing.variant:{width}}  median {timing.median * 1e6:11.1f} us"
-                f"  least {timing.least * 1e6:11.1f} us  ratio {timing.ratio:7.2f}"
-            )
-        print(verdict(group, timings))
+        print(f"{case}: {report(group, timings)}", flush=True)
+        if not arguments.dry:
+            save(path, shared, timings)
         results += timings
-    if keep:
-        print(f"rows appended to {save(case, results).relative_to(HERE.parent)}\n")
+    if not results:
+        print(f"{case}: no group has {arguments.only!r}\n")
+        return
+    if case in SUMMARIES:
+        print(SUMMARIES[case](results))
+    if not arguments.dry:
+        print(f"rows appended to {path.relative_to(HERE.parent)}\n")
 
 
 def main() -> None:
@@ -126,14 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(CASES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="WORDS", help='groups whose names have them: "CP 64, batch 32"')
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="at most for one variant of a group (default: %(default)s)"
+    )
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in CASES]
     if unknown:
         parser.error(f"no case called {', '.join(unknown)}: there are {', '.join(CASES)}")
     torch.set_num_threads(1)
+    shared = environment(heap=keep_heap())
     for name in arguments.names or CASES:
-        run(name, arguments.rounds, keep=not arguments.dry)
+        run(name, arguments, shared)
 
 
 if __name__ == "__main__":

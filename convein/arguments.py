@@ -22,8 +22,16 @@ def with_constants(
     if isinstance(constants, Mapping):
         total = len(operands) + len(constants)
         fixed = {check_position(position, total, "constants"): tensor for position, tensor in constants.items()}
+        if len(fixed) < len(constants):
+            raise OptionError(
+                f"constants names an operand twice: {', '.join(map(shown, constants))}", hint="-1 is the last operand"
+            )
         rest = iter(operands)
         operands = tuple(fixed[position] if position in fixed else next(rest) for position in range(total))
+    elif not hasattr(constants, "__iter__"):
+        raise OptionError(
+            f"constants={shown(constants)}", hint="constants is {position: tensor}, or a list of positions"
+        )
     else:
         places = [check_position(position, len(operands), "constants") for position in constants]
         fixed = {position: operands[position] for position in places}
@@ -66,6 +74,39 @@ def check_constants(equation: Equation, dtype: torch.dtype) -> None:
                 spans=[term.span],
                 hint="convert them to a floating point dtype",
             )
+
+
+def check_kind(
+    tensors: Sequence[torch.Tensor], dtype: Any, device: torch.device | str | None
+) -> tuple[torch.dtype, torch.device]:
+    """The dtype and the device to compile for: what was given, else that of the tensors, else torch's default."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise OptionError(f"dtype={shown(dtype)}", hint="a dtype is torch's: dtype=torch.float32")
+    kind = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
+    if device is None:
+        return kind, tensors[0].device if tensors else torch.get_default_device()
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"device={shown(device)}", hint='a device is torch\'s: device="cpu"') from error
+    if where.type == "cuda" and where.index is None and torch.cuda.is_available():
+        where = torch.device("cuda", torch.cuda.current_device())
+    return kind, where
+
+
+def check_fixed(
+    fixed: Mapping[int, torch.Tensor], equation: Equation, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Constants must have the dtype (autocast apart) and the device that is compiled for."""
+    for position, tensor in fixed.items():
+        for what, wanted, given in (("dtype", dtype, tensor.dtype), ("device", device, tensor.device)):
+            if given != wanted and not (what == "dtype" and torch.is_autocast_enabled(device.type)):
+                raise OperandError(
+                    f"operand {position} is a constant with {what} {given}, and {what}={wanted} was asked for",
+                    text=equation.text,
+                    spans=[equation.inputs[position].span],
+                    hint=f"convert the constant, or leave {what}= out",
+                )
 
 
 def grad_mask(grad: Any, count: int) -> int:

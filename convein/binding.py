@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from convein.equation import ELLIPSIS, Equation, Term
 from convein.errors import ConveinWarning, OptionError, ShapeError
@@ -56,8 +55,8 @@ def bind(
         operands=operands,
         output=tuple(mode for axis in output_axes for mode in axis),
         output_axes=output_axes,
-        sizes=MappingProxyType({key: size for key, size in solver.known.items() if isinstance(key, str)}),
-        convolutions=MappingProxyType(convolutions),
+        sizes={key: size for key, size in solver.known.items() if isinstance(key, str)},
+        convolutions=convolutions,
         symbolic=solver.symbolic_sizes(symbolic),
     )
 

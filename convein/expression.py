@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Expression:
     device: torch.device
     _function: Callable[..., Any] = field(repr=False)
     _folded: tuple[torch.Tensor, ...] = field(repr=False)
-    _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype], ...] = field(repr=False)
+    _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype, torch.device], ...] = field(repr=False)
 
     @property
     def plan(self) -> Plan:
@@ -86,11 +87,10 @@ class Expression:
             OperandError: something is not a tensor, or mixes dtypes or devices.
         """
         try:
-            if tuple([(x.shape, x.dtype) for x in operands]) == self._fixed:
-                return self._function(*operands, *self._folded)
-        except AttributeError:  # not a tensor: the long way says what it is
-            pass
-        return self._checked_call(operands)
+            fits = tuple([(x.shape, x.dtype, x.device) for x in operands]) == self._fixed
+        except (AttributeError, RuntimeError):  # no dense tensor: the long way says what it is
+            fits = False
+        return self._function(*operands, *self._folded) if fits else self._checked_call(operands)
 
     def __str__(self) -> str:
         return self.explain()
@@ -105,7 +105,7 @@ class Expression:
                 f"this expression takes {len(self.positions)} operands, and {len(operands)} were passed",
                 text=equation.text,
             )
-        check_operands(operands, equation)
+        check_operands(operands, equation, self.positions)
         for position, operand, shape in zip(self.positions, operands, self.shapes, strict=True):
             wrong = len(shape) != operand.dim()
             if wrong or any(
@@ -119,10 +119,51 @@ class Expression:
                     spans=[equation.inputs[position].span],
                     hint="None instead of a size leaves it free; other sizes need their own compile",
                 )
-        for folded in self._folded[:1]:
-            first = operands[0] if operands else folded
-            if folded.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
-                raise OperandError(
-                    f"the constants have dtype {folded.dtype}, and the operands {first.dtype}", text=equation.text
-                )
+        self._check_free(operands)
+        self._check_kind(operands)
         return self._function(*operands, *self._folded)
+
+    def _check_free(self, operands: Sequence[torch.Tensor]) -> None:
+        """Free sizes of one mode must be equal, and composed ones divisible."""
+        network = self.network
+        shapes = {j: operand.shape for j, operand in zip(self.positions, operands, strict=True)}
+        sizes = dict(network.sizes)
+        for free in network.symbolic:
+            rest = prod([sizes[mode] for mode in free.divisors])
+            sizes[free.mode] = shapes[free.operand][free.axis] // rest if rest else 0
+        for position, shape in zip(self.positions, self.shapes, strict=True):
+            for axis in [axis for axis, size in enumerate(shape) if size is None]:
+                modes, given = network.operands[position].axes[axis], shapes[position][axis]
+                wanted = prod([sizes[mode] for mode in modes])
+                if given != wanted:
+                    parts = ", ".join([f"{mode}={sizes[mode]}" for mode in modes])
+                    raise ShapeError(
+                        f"dimension {axis} of operand {position} has size {given}, and the other dimensions make it "
+                        f"{wanted} ({parts})",
+                        text=network.equation.text,
+                        spans=[network.equation.inputs[position].span],
+                        hint="free sizes do not broadcast" if 1 in (given, wanted) else None,
+                    )
+
+    def _check_kind(self, operands: Sequence[torch.Tensor]) -> None:
+        """The program was written for one kind of number, and the constants are where they are."""
+        text = self.network.equation.text
+        if not operands:
+            return
+        dtype, device = operands[0].dtype, operands[0].device
+        inexact = dtype.is_floating_point or dtype.is_complex
+        if dtype != self.dtype and not (inexact and dtype.is_complex == self.dtype.is_complex and self._is_inexact):
+            raise OperandError(
+                f"this expression was compiled for {self.dtype}, and the operands have dtype {dtype}",
+                text=text,
+                hint=f"compile it with dtype={dtype}",
+            )
+        for folded in self._folded[:1]:
+            if folded.dtype != dtype and not torch.is_autocast_enabled(device.type):
+                raise OperandError(f"the constants have dtype {folded.dtype}, and the operands {dtype}", text=text)
+            if folded.device != device:
+                raise OperandError(f"the constants are on {folded.device}, and the operands on {device}", text=text)
+
+    @property
+    def _is_inexact(self) -> bool:
+        return self.dtype.is_floating_point or self.dtype.is_complex

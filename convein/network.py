@@ -75,6 +75,15 @@ class Network:
             for mode in operand.modes:
                 carriers[mode] = carriers.get(mode, 0) | 1 << position
         object.__setattr__(self, "carriers", MappingProxyType(carriers))
+        object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
+        object.__setattr__(self, "convolutions", MappingProxyType(dict(self.convolutions)))
+
+    def __reduce__(self) -> tuple[type[Network], tuple[object, ...]]:
+        """For copies and pickles: read-only views of dicts have neither."""
+        sizes, convolutions = dict(self.sizes), dict(self.convolutions)
+        return Network, (
+            self.equation, self.operands, self.output, self.output_axes, sizes, convolutions, self.symbolic,
+        )  # fmt: skip
 
     @property
     def everything(self) -> int:
@@ -95,8 +104,8 @@ class Network:
     @property
     def is_zero(self) -> bool:
         """Whether the result is zero whatever the operands hold: nothing is summed, or only padding is read."""
-        fixed = {size.mode for size in self.symbolic}
-        if any(size == 0 for mode, size in self.sizes.items() if mode not in fixed):
+        free = {size.mode for size in self.symbolic}
+        if any(size == 0 for mode, size in self.sizes.items() if mode not in free):
             return True
         return any(convolution.is_empty for convolution in self.convolutions.values())
 

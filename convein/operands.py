@@ -12,11 +12,18 @@ from convein.equation import Equation
 from convein.errors import OperandError
 
 
-def check_operands(operands: Sequence[Any], equation: Equation) -> None:
-    """Raises an OperandError unless all operands are tensors that torch would multiply with each other."""
+def check_operands(operands: Sequence[Any], equation: Equation, positions: Sequence[int] | None = None) -> None:
+    """Raises an OperandError unless all operands are tensors that torch would multiply with each other.
+
+    Args:
+        operands: what was passed.
+        equation: what it was passed for.
+        positions: which operands of the equation these are; None: all of them.
+    """
     if not operands:
         return
-    for position, operand in enumerate(operands):
+    numbered = list(zip(positions or range(len(operands)), operands, strict=True))
+    for position, operand in numbered:
         if not isinstance(operand, torch.Tensor):
             raise OperandError(
                 f"operand {position} is a {type(operand).__name__}, not a tensor",
@@ -24,14 +31,27 @@ def check_operands(operands: Sequence[Any], equation: Equation) -> None:
                 spans=_places(equation, position),
                 hint=_hint(operand, operands),
             )
-    _check_equal(operands, equation, "device")
+        if not is_dense(operand):
+            raise OperandError(
+                f"operand {position} is a {'nested' if operand.is_nested else 'sparse'} tensor of {operand.layout}",
+                text=equation.text,
+                spans=_places(equation, position),
+                hint="operands are dense tensors: .to_dense() or, of a nested one, .to_padded_tensor(0) makes one",
+            )
+    _check_equal(numbered, equation, "device")
     if len({operand.dtype for operand in operands}) > 1 and not _autocast(operands):
-        _check_equal(operands, equation, "dtype")
+        _check_equal(numbered, equation, "dtype")
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has strides: neither sparse nor nested."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
     """The operands as tensors if all of them are numpy arrays, else None."""
-    if not operands or not all(isinstance(operand, np.ndarray | np.generic) for operand in operands):
+    # A tuple, because dynamo cannot trace a union of numpy's types.
+    if not operands or not all(isinstance(operand, (np.ndarray, np.generic)) for operand in operands):
         return None
     tensors = []
     for position, operand in enumerate(operands):
@@ -48,19 +68,19 @@ def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
 
 def _is_foreign(array: np.ndarray[Any, Any]) -> bool:
     """Whether torch cannot share this memory: read-only, or with strides that are negative or split entries."""
-    return not array.flags.writeable or any(step < 0 or step % array.itemsize for step in array.strides)
+    return not array.flags.writeable or any(step < 0 or step % max(array.itemsize, 1) for step in array.strides)
 
 
-def _check_equal(operands: Sequence[torch.Tensor], equation: Equation, what: str) -> None:
-    first = getattr(operands[0], what)
-    for position, operand in enumerate(operands):
+def _check_equal(numbered: Sequence[tuple[int, torch.Tensor]], equation: Equation, what: str) -> None:
+    start, first = numbered[0][0], getattr(numbered[0][1], what)
+    for position, operand in numbered:
         other = getattr(operand, what)
         if other != first:
             convert = f".to({str(first)!r})" if what == "device" else f".to({first})"
             raise OperandError(
-                f"operand 0 has {what} {first} and operand {position} has {what} {other}",
+                f"operand {start} has {what} {first} and operand {position} has {what} {other}",
                 text=equation.text,
-                spans=[*_places(equation, 0), *_places(equation, position)],
+                spans=[*_places(equation, start), *_places(equation, position)],
                 hint=f"convert one of them, for example operand {position} with {convert}"
                 + (", or call under torch.autocast" if what == "dtype" else ""),
             )

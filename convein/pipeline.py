@@ -12,7 +12,15 @@ import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from convein import cache
-from convein.arguments import check_constants, check_shape, gradients_needed, memory_order, with_constants
+from convein.arguments import (
+    check_constants,
+    check_fixed,
+    check_kind,
+    check_shape,
+    gradients_needed,
+    memory_order,
+    with_constants,
+)
 from convein.binding import bind
 from convein.errors import OperandError
 from convein.execution import load
@@ -20,16 +28,18 @@ from convein.expression import Expression
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.network import Network
-from convein.operands import check_operands, from_numpy
+from convein.operands import check_operands, from_numpy, is_dense
 from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
 from convein.request import PLANNING, Request, freeze, make_request
 from convein.syntax import Dialect
-from convein.tracing import DEFAULT_HINT, opaque, plan_shapes, register
+from convein.tracing import DEFAULT_HINT, find_held, hold, opaque, plan_shapes, register
 
 _DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTION_NAMES, UNSET), **PLANNING}
 _NO_CHOICES = (UNSET,) * len(OPTION_NAMES)
 _ABSENT = object()
+# What a graph takes as an argument by its value.
+_TRACEABLE = (str, bool, list, tuple)
 
 
 def conv_einsum(
@@ -88,7 +98,12 @@ def conv_einsum(
     planning = (sizes, convolved, optimize, cost, memory_limit, checkpoint, backend, dialect)
     if torch.compiler.is_dynamo_compiling():
         register()
-        return _evaluate(expression, *operands, **_given(choices, planning, unknown))
+        given = _given(choices, planning, unknown)
+        objects = [name for name in ("optimize", "cost", "dialect") if not isinstance(given.get(name, ""), _TRACEABLE)]
+        held = {name: hold(given.pop(name)) for name in objects}
+        return _evaluate(expression, *operands, held=held, **given)
+    key: Any = None
+    found = None
     try:
         key = (
             expression,
@@ -98,10 +113,10 @@ def conv_einsum(
             *[(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands],
         )
         found = cache.lookup(key)
-        if found is not None and not unknown:
-            return found(*operands)
-    except (TypeError, AttributeError):  # something unhashable, or not a tensor: the long way tells which
-        key = None
+    except (TypeError, AttributeError, ValueError, RuntimeError):
+        key = None  # something unhashable, or no dense tensor: the long way tells which
+    if found is not None and not unknown:
+        return found(*operands)
     return _evaluate_keyed(key, expression, operands, _given(choices, planning, unknown))
 
 
@@ -160,10 +175,11 @@ def compile(
     request, operands = _request(expression, operands, options)
     operands, fixed = with_constants(operands, constants)
     network = _bind_shapes(request, operands)
-    tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
-    check_operands(tensors, request.equation)
-    dtype = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
-    where = torch.device(device) if device else tensors[0].device if tensors else torch.get_default_device()
+    tensors = {j: operand for j, operand in enumerate(operands) if isinstance(operand, torch.Tensor)}
+    check_operands(tuple(tensors.values()), request.equation, tuple(tensors))
+    dtype, where = check_kind(tuple(tensors.values()), dtype, device)
+    check_constants(request.equation, dtype)
+    check_fixed(fixed, request.equation, dtype, where)
     needs_grad = gradients_needed(operands, grad, network) & ~sum(1 << position for position in fixed)
     orders = tuple(memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
     target = Target(dtype, where.type, dict(network.sizes))
@@ -188,14 +204,15 @@ def compile(
         device=where,
         _function=_callable(after, request),
         _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
-        _fixed=tuple((shape, dtype) for shape in shapes),
+        _fixed=tuple((shape, dtype, where) for shape in shapes),
     )
 
 
 @opaque
-def _evaluate(expression: Any, *operands: Any, **given: Any) -> Any:
-    """A call that graphs take as it is."""
-    return _evaluate_keyed(None, expression, operands, given)
+def _evaluate(expression: Any, *operands: Any, held: Mapping[str, int], **given: Any) -> Any:
+    """A call that graphs take as it is; `held` are the options that are objects."""
+    objects = {name: find_held(number) for name, number in held.items()}
+    return _evaluate_keyed(None, expression, operands, {**given, **objects})
 
 
 def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: Mapping[str, Any]) -> Any:
@@ -208,10 +225,9 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
     arrays = from_numpy(operands)
     if arrays is not None:
         return conv_einsum(expression, *arrays, **given).numpy(force=True)
-    is_symbolic = any(
-        isinstance(size, torch.SymInt) for x in operands if isinstance(x, torch.Tensor) for size in x.shape
-    )
-    if key is None and not is_symbolic and all(isinstance(x, torch.Tensor) for x in operands):
+    dense = [x for x in operands if isinstance(x, torch.Tensor) and is_dense(x)]
+    is_symbolic = any(isinstance(size, torch.SymInt) for x in dense for size in x.shape)
+    if key is None and not is_symbolic and len(dense) == len(operands):
         metas = [(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands]
         key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
         found = cache.lookup(key)
@@ -288,7 +304,7 @@ def _request(expression: Any, operands: Sequence[Any], options: Mapping[str, Any
     as_tensors = from_numpy(operands)
     if as_tensors is not None:
         return request, as_tensors
-    listed = [o if isinstance(o, torch.Tensor) or o is None else check_shape(o, j) for j, o in enumerate(operands)]
+    listed = [o if isinstance(o, torch.Tensor) else check_shape(o, j) for j, o in enumerate(operands)]
     return request, tuple(listed)
 
 

@@ -190,7 +190,7 @@ class SizeSolver:
             return True
         (key,) = unknown
         times = Counter(fact.keys)[key]
-        size = round((fact.size / rest) ** (1 / times)) if rest else 0
+        size = _root(fact.size // rest, times) if rest else 0
         if rest * size**times != fact.size or rest == 0:
             self._wrong_product(fact)
         self.known[key] = size
@@ -266,6 +266,14 @@ def _dimension_spans(equation: Equation, fact: _Fact) -> list[Span]:
     wanted = tuple(_name(key) for key in fact.keys)
     dimensions = [d for d in equation.inputs[fact.operand].dimensions if d.modes == wanted]
     return [d.span for d in dimensions[:1]]
+
+
+def _root(power: int, times: int) -> int:
+    """The number whose `times`-th power this is, if there is one: floats do not hold every size."""
+    if times == 1:
+        return power
+    near: int = round(float(power) ** (1 / times))
+    return next((root for root in (near - 1, near + 1) if root**times == power), near)
 
 
 def _name(key: Key) -> str:

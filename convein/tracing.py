@@ -15,6 +15,7 @@ import torch
 DEFAULT_HINT = 32
 
 _opaque: list[Callable[..., Any]] = []
+_held: dict[int, object] = {}
 
 
 def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,8 +31,20 @@ def register() -> bool:
     return True
 
 
-# As torch.compiler.assume_constant_result would mark it: the tracer calls the function instead of tracing it.
+def hold(value: object) -> int:
+    """A number that stands in a graph for an object that cannot; the tracer guards on the object."""
+    _held[id(value)] = value
+    return id(value)
+
+
+def find_held(number: int) -> object:
+    """The object that `hold` gave a number."""
+    return _held[number]
+
+
+# As torch.compiler.assume_constant_result would mark them: the tracer calls the functions instead of tracing them.
 register._dynamo_marked_constant = True  # type: ignore[attr-defined]
+hold._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def plan_shapes(operands: Sequence[torch.Tensor]) -> tuple[list[tuple[int, ...]], frozenset[tuple[int, int]]]:

@@ -153,6 +153,7 @@ def test_an_empty_batch(name: str) -> None:
 def test_a_sum_over_nothing_is_zero() -> None:
     ours = convein.conv_einsum("ij,jk,kl->il", torch.randn(2, 3), torch.randn(3, 0), torch.randn(0, 4))
     assert torch.equal(ours, torch.zeros(2, 4))
+    assert torch.equal(ours.add_(1), torch.ones(2, 4))
     x = torch.randn(2, 0, 5, requires_grad=True)
     ours = convein.conv_einsum("bsh,tsh->bth|h", x, torch.randn(3, 0, 3))
     assert torch.equal(ours, torch.zeros(2, 3, 5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -152,3 +153,18 @@ def test_a_free_size_is_read_from_the_operands(data: st.DataObject) -> None:
     for size in (1, 2, 5):
         operands = [torch.randn(shape, dtype=torch.float64) for shape in with_size(case, mode, size)]
         assert_same(call(*operands), reference.conv_einsum(case.expression, *operands, **case.options))
+
+
+@given(data=st.data())
+def test_transforms_give_the_same_tensor(data: st.DataObject) -> None:
+    """Long filters are convolved by FFT; here all are that can be."""
+    case = data.draw(cases(operands=(2, 4), convolved=3).filter(lambda case: "|" in case.expression))
+    dtype = data.draw(st.sampled_from([torch.float64, torch.complex128]))
+    operands = case.operands(dtype)
+
+    def legal(x: Any, w: Any, correlations: Any, kept: Any, target: Any) -> bool:
+        return len(correlations) <= 3 and all(c.dilation == c.upsample == 1 for c in correlations)
+
+    with mock.patch("convein.lowering.fft.pays", legal):
+        call = convein.compile(case.expression, *operands, **case.options, optimize=data.draw(paths(len(operands))))
+    assert_same(call(*operands), reference.conv_einsum(case.expression, *operands, **case.options))

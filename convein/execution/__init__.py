@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -22,6 +23,7 @@ def load(program: Program) -> Callable[..., Any]:
     namespace: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace)
     function: Callable[..., Any] = namespace["program"]
+    weakref.finalize(function, linecache.cache.pop, filename, None)
     return function
 
 

@@ -109,7 +109,8 @@ def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes:
     nothing = " + ".join(f"{name}.flatten()[:0].sum({writer.sum_option[2:]})" for name in parameters)
     operands = [Value(name, (), {}) for name in parameters]
     total = writer.emit(nothing, operands, (), {})
-    return writer.emit(f"{total.name}.expand({shape})", [total], network.output_axes, full)
+    # A copy, because what is only expanded cannot be written to.
+    return writer.emit(f"{total.name}.expand({shape}).clone()", [total], network.output_axes, full)
 
 
 def _load(writer: Writer, plan: Plan, position: int, sizes: dict[str, Size], order: tuple[int, ...]) -> Value:

@@ -175,7 +175,7 @@ def _transposed_line(c: Correlation) -> _Line:
     right = natural - left - c.size
     padding = max(0, min(left, right))
     extra = 0
-    if 0 < left - right < max(c.upsample, c.dilation):
+    if left >= 0 and 0 < left - right < max(c.upsample, c.dilation):
         padding, extra = left, left - right
     made = natural - 2 * padding + extra
     if made < 1:

@@ -59,9 +59,10 @@ def convolve(writer: Writer, x: Value, w: Value, correlations: tuple[Correlation
     if real:
         half[modes[-1]] = points[-1] // 2 + 1
     spectra: list[Value] = []
-    for value, suffix in ((x, ""), (w, ".conj()")):
+    # A correlation multiplies by the transform at the negative frequency: the conjugate of that of the conjugate.
+    for value, before, behind in ((x, "", ""), (w, "" if real else ".conj()", ".conj()")):
         value = writer.arrange(value, [*((m,) for m in value.modes if m not in half), *((m,) for m in modes)])
-        call = _call("rfftn" if real else "fftn", value.name, points) + suffix
+        call = _call("rfftn" if real else "fftn", value.name + before, points) + behind
         spectra.append(writer.emit(call, [value], value.axes, {**value.sizes, **half}))
     y = contract(writer, spectra[0], spectra[1], kept | set(modes))
     y = writer.arrange(y, [*((m,) for m in y.modes if m not in half), *((m,) for m in modes)])

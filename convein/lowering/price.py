@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 from convein.lowering.target import Target
 from convein.lowering.values import Value
@@ -67,8 +66,3 @@ class Pricer:
 
 def _blocks(channels: int) -> int:
     return -(-channels // BLOCK) * BLOCK
-
-
-def count(sizes: Iterable[int]) -> int:
-    """The product of sizes."""
-    return prod(sizes)

@@ -34,7 +34,8 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
         return writer.sum_out(multiply(writer, left, right), summed)
     if len(summed) == len(left.modes) == len(right.modes):
         a, b = (writer.arrange(value, (summed,)) for value in (left, right))
-        return writer.emit(f"torch.dot({a.name}, {b.name})", [a, b], (), {}, writer.price.elementwise(0, [a, b]))
+        # Unlike torch.dot, torch.matmul takes two dtypes under autocast.
+        return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (), {}, writer.price.elementwise(0, [a, b]))
     if batch:
         return _batched(writer, left, right, batch, summed)
     return _single(writer, left, right, summed, way.removesuffix(SWAPPED))

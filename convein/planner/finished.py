@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from convein.planner.frame import Frame
-from convein.planner.meeting import Array, tabulate, taps_of
+from convein.planner.meeting import Array, tabulate
 
-# Sets are kept in words of 60 bits, each five pieces of 12; the product of a piece's modes stands in a table of 4096.
-WORD, PIECE = 60, 12
-TOTAL, READ, ELEMENTS, HELD, SHARE, GRAD, CONSTANT = range(7)
+# Sets are kept in words of 60 bits, each four pieces of 15: a table has the products of all subsets of a piece's modes.
+WORD, PIECE = 60, 15
+TOTAL, HELD, SHARE, GRAD, CONSTANT = range(5)
 
 
 class FinishedSets:
@@ -19,12 +19,13 @@ class FinishedSets:
         problem: the frame.
         leaves, kept: each set as a bit mask, and the modes its value has.
         bits: columns of words: the set, the modes, and the set's index into the tables of each meeting.
-        numbers: columns of `TOTAL` (its cost), `READ` (see `read`), `ELEMENTS`, `HELD` (elements that a step may
-            have to save), `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
+        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have to save), `SHARE` (1 / E of all
+            meetings), `GRAD` and `CONSTANT` (0 or 1).
     """
 
-    def __init__(self, problem: Frame) -> None:
+    def __init__(self, problem: Frame, *, timed: bool) -> None:
         self.problem = problem
+        self._sized = timed or problem.needs_grad != 0
         self._meetings = [tabulate(problem, meeting) for meeting in problem.meetings]
         meetings = [sum(1 << leaf for leaf in meeting.leaves) for meeting in problem.meetings]
         self._carriers = [plain.leaves for plain in problem.plain] + meetings
@@ -37,7 +38,7 @@ class FinishedSets:
         self._modes = -(-len(problem.values) // WORD)
         self._indices = self._modes + -(-len(sizes) // WORD)
         self.bits = np.zeros((self._indices + len(meetings), 256), np.int64)
-        self.numbers = np.zeros((7, 256))
+        self.numbers = np.zeros((5, 256))
 
     def touching(self, leaf: int) -> int:
         """The modes of a leaf."""
@@ -82,27 +83,27 @@ class FinishedSets:
             share /= float(meeting.gone[index])
         self.leaves.append(leaves)
         self.kept.append(kept)
-        passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
         words = [*_words(leaves, self._modes), *_words(kept, self._indices - self._modes), *indices]
-        self.bits[:, column] = words
-        graded, constant = leaves & problem.needs_grad != 0, leaves & ~problem.constant == 0
-        elements = self.size(leaves, kept)
-        held = 0.0 if passed else elements
-        self.numbers[:, column] = total, self.read(kept), elements, held, share, graded, constant
+        for row, word in enumerate(words):
+            self.bits[row, column] = word
+        self.numbers[TOTAL, column] = total
+        self.numbers[SHARE, column] = share
+        if self._sized:
+            passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
+            elements = self.size(leaves, kept)
+            self.numbers[ELEMENTS, column] = elements
+            self.numbers[HELD, column] = 0.0 if passed else elements
+            self.numbers[GRAD, column] = leaves & problem.needs_grad != 0
+        self.numbers[CONSTANT, column] = leaves & ~problem.constant == 0
         return column
 
-    def partners(self, one: int, below: float, outer: bool) -> tuple[Array, Array]:
-        """The columns with a total up to `below` that are disjoint from one, and which of them share no mode with it.
-
-        Those that share no mode are left out unless `outer`.
-        """
+    def partners(self, one: int, below: float, outer: bool) -> Array:
+        """The columns with a total up to `below` that are disjoint from one and, unless `outer`, touch it."""
         count = int(self.numbers[TOTAL, : len(self.leaves)].searchsorted(below, side="right"))
         chosen = self._common(range(self._modes), one, count) == 0
-        apart = self._common(range(self._modes, self._indices), one, count) == 0
         if not outer:
-            chosen &= ~apart
-        others = chosen.nonzero()[0]
-        return others, apart[others]
+            chosen &= self._common(range(self._modes, self._indices), one, count) != 0
+        return chosen.nonzero()[0]
 
     def _common(self, rows: range, one: int, count: int) -> Array:
         """What one set has in common with the first `count`: not 0 if there is something."""
@@ -130,12 +131,6 @@ class FinishedSets:
         if self.numbers[CONSTANT, one]:
             found[self.numbers[CONSTANT, others] != 0] = 0.0
         return found
-
-    def taps(self, one: int, others: Array) -> Array:
-        """Entries of the filters that meet where one column is joined with others."""
-        rows = range(self._indices, len(self.bits))
-        firsts = [np.full(len(others), self.bits[row, one]) for row in rows]
-        return np.broadcast_to(taps_of(self._meetings, firsts, [self.bits[row, others] for row in rows]), others.shape)
 
 
 class Joins:
@@ -165,21 +160,6 @@ class Joins:
     def right_held(self) -> Array:
         """The sizes of the others, where a step may have to save them."""
         return self.sets.numbers[HELD, self.others]
-
-    @property
-    def left(self) -> Array:
-        """The size of the one."""
-        return self.sets.numbers[ELEMENTS, self.one]
-
-    @property
-    def right(self) -> Array:
-        """The sizes of the others."""
-        return self.sets.numbers[ELEMENTS, self.others]
-
-    @property
-    def taps(self) -> Array:
-        """Entries of the filters that meet."""
-        return self.sets.taps(self.one, self.others)
 
     @property
     def left_grad(self) -> Array:

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from convein.planner.costs import Objective, StepSizes
-from convein.planner.finished import READ, TOTAL, FinishedSets, Joins
+from convein.planner.finished import TOTAL, FinishedSets, Joins
 from convein.planner.frame import Frame
 from convein.planner.meeting import Array
 from convein.planner.order import Order, score
@@ -71,7 +71,9 @@ class _Search:
         self.problem, self.objective, self.rules, self.outer = problem, objective, rules, outer
         self.bound = bound * SLACK
         self.everything = (1 << len(problem.values)) - 1
-        self.sets = FinishedSets(problem)
+        self.sets = FinishedSets(
+            problem, timed=any(rule.timed for rule in (objective, *(rule.objective for rule in rules)))
+        )
         self.totals: dict[int, float] = {}
         self.made: dict[int, tuple[int, int]] = {}
         self.queue: list[tuple[float, int, int, int]] = []
@@ -123,16 +125,12 @@ class _Search:
             return
         self.totals[leaves] = total
         column = sets.add(leaves, kept, total)
-        others, apart = sets.partners(column, self.bound if self.objective.largest else self.bound - total, self.outer)
+        others = sets.partners(column, self.bound if self.objective.largest else self.bound - total, self.outer)
         self.pairs += len(others)
         if len(others) == 0:
             return
         values = self._values(column, others)
-        least = values
-        if self.reads and self.outer:
-            # A product of values that share no mode has all their modes when it is read.
-            least = values + np.where(apart, sets.numbers[READ, column] * sets.numbers[READ, others], 0.0)
-        chosen = least <= self.bound
+        chosen = values <= self.bound
         if self.rules:
             chosen &= self._allowed(column, others)
         for other, value in zip(others[chosen].tolist(), values[chosen].tolist(), strict=True):

@@ -24,8 +24,8 @@ from convein.planner.plan import Path, Plan, steps_of
 from convein.planner.rates import SHIPPED, Rates
 from convein.planner.subtrees import improve
 
-# Pairs of sets that `optimal` looks at for the sake of outer products, and `auto` in all: about 15 and 80 ms.
-OUTER_PAIRS = 120_000
+# Pairs of sets that `optimal` looks at when it tries outer products, and `auto` in all: about 2 and 100 ms.
+OUTER_PAIRS = 5_000
 AUTO_PAIRS = 500_000
 # A callable cost is called once for each pair: it counts so many times as much.
 CALLABLE_COST = 100
@@ -52,12 +52,13 @@ def plan(
 
     Args:
         network: what is planned.
-        optimize: the search. "optimal" is exact: up to 12 operands among all orders, above that among those that never
-            join values which share no mode (and among all where that is decided quickly). "greedy" tries a few rules,
-            for any size. "auto" (also True and None) is "optimal" as far as it is fast, then greedy with its subtrees
-            searched. "left-to-right" (also False) takes the operands as they stand. Any other name of opt_einsum's
-            searches; an optimiser of opt_einsum or cotengra, or a function with their arguments; or a path as
-            opt_einsum writes it, whose steps of more than two operands are searched inside.
+        optimize: the search. "optimal" is exact: up to 12 operands among all orders. Above that, values which share no
+            mode are joined only where a search of a few milliseconds can see through all such orders too, and parts
+            that share none come last. "greedy" tries a few rules, for any size.
+            "auto" (also True and None) is "optimal" as far as it is fast, then greedy with its subtrees searched.
+            "left-to-right" (also False) takes the operands as they stand. Any other name of opt_einsum's searches; an
+            optimiser of opt_einsum or cotengra, or a function with their arguments; or a path as opt_einsum writes it,
+            whose steps of more than two operands are searched inside.
         cost: what it minimises. "flops": multiplications forward. "training": those of the gradients too. "memory":
             the largest result, or where gradients are needed the sum of the results kept for them; among the orders
             that reach this minimum the fewest multiplications. A callable `cost(step: StepSizes) -> float`: the sum
@@ -127,8 +128,7 @@ def _joined(problem: Frame, values: Iterable[Partial]) -> Partial:
 
 
 def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
-    callables = any(objective.each for objective in objectives)
-    if len(problem.values) <= (MOST_BY_CALLABLE if callables else exhaustive.MOST_LEAVES):
+    if len(problem.values) <= _most_for_all(objectives):
         return search_all(problem, objectives), "optimal"
     for met in problem.meetings:
         if len(met.leaves) > meeting.MOST_LEAVES:
@@ -141,7 +141,7 @@ def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
     if len(parts) > 1:
         return _apart(problem, parts, objectives, _optimal)
     known = improve(problem, search_greedily(problem, objectives), objectives)
-    most = OUTER_PAIRS // CALLABLE_COST if callables else OUTER_PAIRS
+    most = OUTER_PAIRS // CALLABLE_COST if objectives[0].each else OUTER_PAIRS
     found = search_connected(problem, objectives, known, outer=True, most=most)
     if found is not None:
         return found, "optimal"
@@ -150,8 +150,7 @@ def _optimal(problem: Frame, objectives: Sequence[Objective]) -> Found:
 
 
 def _auto(problem: Frame, objectives: Sequence[Objective]) -> Found:
-    callables = any(objective.each for objective in objectives)
-    if len(problem.values) <= (MOST_BY_CALLABLE if callables else exhaustive.MOST_LEAVES):
+    if len(problem.values) <= _most_for_all(objectives):
         return search_all(problem, objectives), "optimal"
     parts = connected_parts(problem)
     if len(parts) > 1:
@@ -159,9 +158,13 @@ def _auto(problem: Frame, objectives: Sequence[Objective]) -> Found:
     known = improve(problem, search_greedily(problem, objectives), objectives)
     found = None
     if all(len(met.leaves) <= meeting.MOST_LEAVES for met in problem.meetings):
-        most = AUTO_PAIRS // CALLABLE_COST if callables else AUTO_PAIRS
+        most = AUTO_PAIRS // CALLABLE_COST if objectives[0].each else AUTO_PAIRS
         found = search_connected(problem, objectives, known, most=most)
     return (known, IMPROVED) if found is None else (found, CONNECTED)
+
+
+def _most_for_all(objectives: Sequence[Objective]) -> int:
+    return MOST_BY_CALLABLE if objectives[0].each else exhaustive.MOST_LEAVES
 
 
 def _apart(problem: Frame, parts: Sequence[int], objectives: Sequence[Objective], search: Search) -> Found:

@@ -1,0 +1,193 @@
+"""What once went wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import opt_einsum
+import pytest
+import torch
+import torch.nn.functional as F
+
+import convein
+from convein import conv_einsum
+from convein.dialects import POOLING
+from convein.equation import Option
+from convein.handlers import span
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "padding": "full"}, {"stride": 3}])
+def test_complex_filters_are_not_conjugated_by_a_fast_fourier_transform(options: dict[str, Any]) -> None:
+    x, w = randn(2, 4096, dtype=torch.complex128), randn(2, 1025, dtype=torch.complex128)
+    assert "fft" in convein.compile("bi,bi->bi|i", x, w, **options).source
+    padding = 1024 if options.get("padding") == "full" else 512
+    filters = w.flip(1) if options.get("flip") else w
+    rows = [
+        F.conv1d(a[None, None], b[None, None], padding=padding, stride=options.get("stride", 1))[0, 0]
+        for a, b in zip(x, filters, strict=True)
+    ]
+    torch.testing.assert_close(conv_einsum("bi,bi->bi|i", x, w, **options), torch.stack(rows))
+
+
+def test_a_mode_padded_beyond_its_filter_beside_a_transposed_one() -> None:
+    x, w = randn(1, 1, 6, 6, dtype=torch.float64), randn(1, 1, 3, 2, dtype=torch.float64)
+    options: dict[str, Any] = {
+        "transposed": {"h": True},
+        "stride": {"h": 3},
+        "dilation": {"w": 4},
+        "padding": {"h": 1, "w": (7, 9)},
+    }
+    result = conv_einsum("bshw,tshw->bthw|hw", x, w, **options)
+    rows = conv_einsum("bshw,tshv->bthvw|h", x, w, transposed=True, stride=3, padding=1)
+    expected = sum(F.pad(rows[:, :, :, v], (7, 9)).narrow(-1, 4 * v, 18) for v in range(2))
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_full_contraction_of_two_dtypes_under_autocast() -> None:
+    a, b, c = randn(30, 4), randn(4, 5), randn(30, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = conv_einsum("ij,jk,ik->", a, b, c, optimize=[(0, 1), (0, 1)])
+    torch.testing.assert_close(result.float(), torch.einsum("ij,jk,ik->", a, b, c), rtol=0.1, atol=1.0)
+
+
+def test_large_composed_sizes_are_divided_exactly() -> None:
+    large = 2**55 + 1
+    result = conv_einsum("(a b),b->ab", torch.empty(3 * large, device="meta"), torch.empty(3, device="meta"))
+    assert result.shape == (large, 3)
+
+
+def test_an_array_as_an_option_is_refused() -> None:
+    with pytest.raises(convein.OptionError, match="stride=array"):
+        conv_einsum("bsh,tsh->bth|h", randn(2, 3, 8), randn(4, 3, 3), stride=np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: randn(2, 3).to_sparse(),
+        lambda: randn(2, 3).to_sparse_csr(),
+        lambda: torch.nested.nested_tensor([randn(3), randn(3)]),
+        lambda: torch.nested.nested_tensor([randn(3), randn(2)], layout=torch.jagged),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sparse_and_nested_tensors_are_refused(make: Any) -> None:
+    with pytest.raises(convein.OperandError, match=r"operand 0 is a (sparse|nested) tensor"):
+        conv_einsum("ij,jk->ik", make(), randn(3, 4))
+
+
+def test_stages_can_be_copied_and_pickled() -> None:
+    compiled = convein.compile("bsh,tsh->bth|h", (2, 3, 8), (4, 3, 3))
+    for value in (compiled.network, compiled.plan, compiled.program):
+        assert copy.deepcopy(value) == value
+        assert pickle.loads(pickle.dumps(value)) == value
+    x, w = randn(2, 3, 8), randn(4, 3, 3)
+    assert torch.equal(copy.deepcopy(compiled)(x, w), compiled(x, w))
+
+
+def test_a_program_for_integers_does_not_take_others() -> None:
+    summed = convein.compile("ij->i", (2, 3), dtype=torch.int64)
+    with pytest.raises(convein.OperandError, match=r"compiled for torch\.int64"):
+        summed(torch.full((2, 3), 0.5))
+    with pytest.raises(convein.OperandError, match=r"dtype torch\.int64"):
+        convein.compile("ij->i", (2, 3))(torch.ones(2, 3, dtype=torch.int64))
+    assert convein.compile("ij->i", (2, 3))(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_an_average_of_integers_is_refused_when_compiled_too() -> None:
+    with pytest.raises(convein.OperandError, match=r"multiplies by 0\.5"):
+        convein.compile("bh->bh|h[avg=2]", (2, 8), dtype=torch.int64, dialect=POOLING)
+
+
+def test_a_compiled_expression_refuses_two_devices() -> None:
+    compiled = convein.compile("ij,jk->ik", (2, 3), (3, 5))
+    with pytest.raises(convein.OperandError, match="device meta"):
+        compiled(randn(2, 3), torch.empty(3, 5, device="meta"))
+    folded = convein.compile("ij,jk->ik", (2, 3), constants={1: randn(3, 5)})
+    with pytest.raises(convein.OperandError, match="the constants are on cpu"):
+        folded(torch.empty(2, 3, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("expression", "compiled_for", "shapes", "message"),
+    [
+        ("ij,jk->ik", [(None, None), (None, 5)], [(2, 3), (4, 5)], "dimension 0 of operand 1 has size 4"),
+        ("ij,jk->ik", [(None, None), (4, 5)], [(2, 3), (4, 5)], "dimension 1 of operand 0 has size 3"),
+        ("i,i->i", [(None,), (None,)], [(3,), (1,)], "free sizes do not broadcast"),
+        ("ii->i", [(None, None)], [(3, 4)], "dimension 1 of operand 0 has size 4"),
+        ("(a b),a,b->ab", [(None,), (None,), (None,)], [(7,), (2,), (3,)], "a=2, b=3"),
+        ("bsh,tsh->bth|h", [(None, 3, 8), (4, None, 3)], [(2, 3, 8), (4, 2, 3)], "dimension 1 of operand 1"),
+    ],
+)
+def test_free_sizes_must_fit_each_other(
+    expression: str, compiled_for: list[Any], shapes: list[tuple[int, ...]], message: str
+) -> None:
+    compiled = convein.compile(expression, *compiled_for)
+    with pytest.raises(convein.ShapeError, match=message):
+        compiled(*[randn(*shape) for shape in shapes])
+
+
+def test_constants_that_do_not_fit() -> None:
+    w = randn(3, 5)
+    with pytest.raises(convein.OperandError, match=r"dtype=torch\.float64 was asked for"):
+        convein.compile("ij,jk->ik", (2, 3), constants={1: w}, dtype=torch.float64)
+    with pytest.raises(convein.OperandError, match="device=meta was asked for"):
+        convein.compile("ij,jk->ik", (2, 3), constants={1: w}, device="meta")
+    with pytest.raises(convein.OptionError, match="names an operand twice"):
+        convein.compile("ij,jk->ik", (2, 3), constants={1: w, -2: w})
+    with pytest.raises(convein.OptionError, match="constants=1"):
+        convein.compile("ij,jk->ik", (2, 3), w, constants=1)  # type: ignore[arg-type]
+
+
+def test_what_is_no_shape_dtype_or_device() -> None:
+    with pytest.raises(convein.ShapeError, match="operand 0 is None"):
+        convein.compile("ij,jk->ik", None, (3, 4))
+    with pytest.raises(convein.OptionError, match='dtype="float32"'):
+        convein.compile("ij->i", (2, 3), dtype="float32")  # type: ignore[arg-type]
+    with pytest.raises(convein.OptionError, match='device="nonsense"'):
+        convein.compile("ij->i", (2, 3), device="nonsense")
+
+
+def test_tensors_among_shapes_keep_their_numbers() -> None:
+    with pytest.raises(convein.OperandError, match=r"operand 1 has dtype .* and operand 2 has"):
+        convein.compile("ij,jk,kl->il", (2, 3), randn(3, 4), randn(4, 5, dtype=torch.float64))
+
+
+def test_a_compiled_expression_with_a_free_size_inside_torch_compile() -> None:
+    x, w = randn(2, 3, 8), randn(4, 3, 3)
+    compiled = convein.compile("bsh,tsh->bth|h", (None, 3, 8), w.shape)
+    torch._dynamo.reset()
+    traced = torch.compile(compiled, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 5):
+        a = x[:1].expand(batch, -1, -1)
+        torch.testing.assert_close(traced(a, w), compiled(a, w))
+
+
+def test_objects_as_options_inside_torch_compile() -> None:
+    optimizer, operands = opt_einsum.RandomGreedy(max_repeats=2), (randn(2, 3), randn(3, 4), randn(4, 5))
+    subsampling = convein.Dialect(
+        '%extend option: AVG EQUAL NUMBER -> subsample\nAVG: "avg"',
+        {"subsample": lambda word, _, number: (Option("stride", 2 * int(number), span(word, number)),)},
+    )
+
+    def average(x: torch.Tensor, dialect: convein.Dialect) -> torch.Tensor:
+        return conv_einsum("bsh->bsh|h[avg=2]", x, dialect=dialect)
+
+    def chain(*operands: torch.Tensor) -> torch.Tensor:
+        first = conv_einsum("ij,jk,kl->il", *operands, optimize=optimizer)
+        return first + conv_einsum("ij,jk,kl->il", *operands, cost=lambda step: len(step.left))
+
+    torch._dynamo.reset()
+    x = randn(2, 3, 8)
+    traced = torch.compile(average, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(x, POOLING), F.avg_pool1d(x, 2))
+    torch.testing.assert_close(traced(x, subsampling), x[..., ::4])
+    result = torch.compile(chain, fullgraph=True, backend="aot_eager")(*operands)
+    torch.testing.assert_close(result, 2 * torch.linalg.multi_dot(operands))
