@@ -9,7 +9,7 @@ from itertools import count
 from convein.lowering import axis
 from convein.lowering.join import join, ways
 from convein.lowering.program import Program, Statement
-from convein.lowering.simplify import inline
+from convein.lowering.simplify import inline, renumber
 from convein.lowering.target import Target
 from convein.lowering.values import Size, Value, product, tuple_text
 from convein.lowering.writer import Writer
@@ -72,7 +72,8 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         writer = Writer(target, names)
         finished.append(_draft(writer, writer.arrange(draft.value, network.output_axes), draft))
     best = min(finished, key=lambda draft: draft.price)
-    return inline(Program(plan, parameters, (*opening.statements, *best.statements), (best.value.name,)))
+    program = Program(plan, parameters, (*opening.statements, *best.statements), (best.value.name,))
+    return renumber(inline(program))
 
 
 def _draft(writer: Writer, value: Value, *before: _Draft) -> _Draft:

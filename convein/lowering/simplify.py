@@ -1,4 +1,4 @@
-"""Program -> Program: views are written where they are used."""
+"""Program -> Program: views are written where they are used, and variables are numbered as they come."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from convein.lowering.program import Program, Statement
 _LAYOUT = re.compile(r"\w+(\.(reshape|permute|unsqueeze|narrow|diagonal)\([^()]*\))*")
 _TWO_PERMUTES = re.compile(r"\.permute\(([\d, ]+)\)\.permute\(([\d, ]+)\)")
 _TWO_RESHAPES = re.compile(r"\.reshape\([^()]*\)(?=\.reshape\()")
+_VARIABLE = re.compile(r"\bv\d+\b")
 MAX_LINE = 110
 
 
@@ -37,6 +38,21 @@ def inline(program: Program) -> Program:
         else:
             done.append(statement)
     return replace(program, statements=tuple(done))
+
+
+def renumber(program: Program) -> Program:
+    """Numbers the variables from v1, without the gaps that rejected drafts left."""
+    made = [statement.target for statement in program.statements if _VARIABLE.fullmatch(statement.target)]
+    names = {name: f"v{place}" for place, name in enumerate(made, 1)}
+
+    def renamed(text: str) -> str:
+        return _VARIABLE.sub(lambda match: names.get(match.group(), match.group()), text)
+
+    statements = tuple(
+        replace(s, target=renamed(s.target), expression=renamed(s.expression), uses=tuple(map(renamed, s.uses)))
+        for s in program.statements
+    )
+    return replace(program, statements=statements, results=tuple(map(renamed, program.results)))
 
 
 def _substituted(statement: Statement, waiting: dict[str, Statement], name: str, done: list[Statement]) -> Statement:
