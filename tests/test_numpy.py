@@ -108,6 +108,14 @@ def test_dtypes_stay(dtype: type) -> None:
     np.testing.assert_allclose(ours, np.convolve(x, w))
 
 
+@pytest.mark.parametrize("expression", ["ij,jk->ik", "ij,jk,kl->", "ij,jk->ij", "ij->j"])
+def test_truth_values_are_or_of_and(expression: str) -> None:
+    operands = [randn(3, 3) > 0.5 for _ in expression.split("->")[0].split(",")]
+    ours = convein.conv_einsum(expression, *operands)
+    assert ours.dtype == np.bool_
+    assert ours.tolist() == np.einsum(expression, *operands).tolist()
+
+
 @given(
     st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=8),
     st.lists(st.integers(-(2**20), 2**20), min_size=1, max_size=4),

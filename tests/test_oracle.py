@@ -168,3 +168,40 @@ def test_transforms_give_the_same_tensor(data: st.DataObject) -> None:
     with mock.patch("convein.lowering.fft.pays", legal):
         call = convein.compile(case.expression, *operands, **case.options, optimize=data.draw(paths(len(operands))))
     assert_same(call(*operands), reference.conv_einsum(case.expression, *operands, **case.options))
+
+
+@given(data=st.data())
+def test_constants_are_folded_without_a_trace(data: st.DataObject) -> None:
+    case = data.draw(cases(operands=(2, 5)))
+    operands = case.operands()
+    constants = sorted(data.draw(st.sets(st.integers(0, len(operands) - 1)), label="constants"))
+    call = convein.compile(case.expression, *operands, **case.options, constants=constants)
+    rest = [operand for place, operand in enumerate(operands) if place not in constants]
+    assert_same(call(*rest), reference.conv_einsum(case.expression, *operands, **case.options))
+
+
+@given(data=st.data())
+def test_mapped_over_a_batch_it_is_the_calls_one_by_one(data: st.DataObject) -> None:
+    case = data.draw(cases(operands=(1, 4)))
+    first = case.operands()
+    mapped = data.draw(st.sets(st.integers(0, len(first) - 1), min_size=1), label="mapped")
+    second = [x + 1 if place in mapped else x for place, x in enumerate(first)]
+    stacked = [
+        torch.stack([x, y], -1) if p in mapped else x for p, (x, y) in enumerate(zip(first, second, strict=True))
+    ]
+    ours = torch.func.vmap(
+        lambda *xs: convein.conv_einsum(case.expression, *xs, **case.options),
+        in_dims=tuple(-1 if place in mapped else None for place in range(len(first))),
+    )(*stacked)
+    for one, operands in zip(ours, (first, second), strict=True):
+        assert_same(one, reference.conv_einsum(case.expression, *operands, **case.options))
+
+
+@given(case=cases())
+def test_the_canonical_text_means_the_same(case: Case) -> None:
+    operands = case.operands()
+    equation = convein.compile(case.expression, *operands, **case.options).network.equation
+    text, sizes = str(equation), case.options.get("sizes")
+    assert convein.compile(text, *operands, sizes=sizes).network.equation == equation
+    ours = convein.conv_einsum(text, *operands, sizes=sizes)
+    assert_same(ours, reference.conv_einsum(case.expression, *operands, **case.options))
