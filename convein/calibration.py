@@ -1,6 +1,6 @@
 """Measures the machine: a table of rates for `cost="time"`, in under a second, once per machine.
 
-Some forty small calls of every class are timed, forward and with their backward pass, and overhead, arithmetic rate and
+Some forty small calls of every class are timed, forward and with their backward pass. Overhead, arithmetic rate and
 bandwidth of each class are fitted to the times with non-negative least squares, relative errors counting alike.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -45,7 +46,7 @@ def calibrate(*, save: bool = True) -> Rates:
     backward: dict[str, list[tuple[float, float, float]]] = {}
     with torch.random.fork_rng(devices=[]):
         for kind, flops, moved, operands, call in _probes():
-            ahead = _measure(lambda c=call, o=operands: c(*o))
+            ahead = _measure(call, operands)
             forward.setdefault(kind, []).append((flops, moved, ahead))
             both = _measure_training(call, operands)
             backward.setdefault(kind, []).append((flops * len(operands), moved * len(operands), max(both - ahead, 1.0)))
@@ -61,18 +62,11 @@ def calibrate(*, save: bool = True) -> Rates:
 
 
 def current() -> Rates:
-    """The table to plan with: measured at first need, unless this is no place to measure.
-
-    Inside a trace, in a process group or under deterministic algorithms nothing is measured: a stored table serves, else
-    the shipped one.
-    """
-    found = _known.get(machine())
+    """The table to plan with: what `calibrate` measured, in this process or an earlier one, else the shipped table."""
+    name = machine()
+    found = _known.get(name)
     if found is None:
-        found = _read()
-        if found is None and _may_measure():
-            return calibrate()
-        found = found or SHIPPED
-        _known[machine()] = found
+        found = _known[name] = _read() or SHIPPED
     return found
 
 
@@ -82,11 +76,6 @@ def machine() -> str:
 
 
 _known: dict[str, Rates] = {}
-
-
-def _may_measure() -> bool:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not (distributed or torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling())
 
 
 def _probes() -> Iterator[Probe]:
@@ -108,8 +97,13 @@ def _probes() -> Iterator[Probe]:
     for rows, columns in ((64, 256), (512, 512), (2048, 256)):
         a, b = torch.randn(rows, columns), torch.randn(rows, columns)
         yield rates.ELEMENTWISE, rows * columns, 12 * rows * columns, (a, b), torch.mul
-    for b, c, p in ((8, 32, 64), (16, 64, 256), (16, 32, 1024)):
-        yield rates.COPY, 0, 8 * b * c * p, (torch.randn(b, c, p),), lambda x: x.permute(0, 2, 1).contiguous()
+    for images, channels, pixels in ((8, 32, 64), (16, 64, 256), (16, 32, 1024)):
+        moved = 8 * images * channels * pixels
+        yield rates.COPY, 0, moved, (torch.randn(images, channels, pixels),), _last
+
+
+def _last(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 2, 1).contiguous()
 
 
 def _convolutions(first: str, last: str, channels: int, summed: int, groups: int, size: int) -> Iterator[Probe]:
@@ -125,10 +119,10 @@ def _convolutions(first: str, last: str, channels: int, summed: int, groups: int
     yield last, flops, moved, (x.contiguous(memory_format=torch.channels_last), w), call
 
 
-def _measure(call: Callable[[], object]) -> float:
+def _measure(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
     """Microseconds: the fastest of a few rounds, after one that warms up."""
     with torch.no_grad():
-        return _fastest(call)
+        return _fastest(lambda: call(*operands))
 
 
 def _measure_training(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
@@ -169,13 +163,11 @@ def _fit(samples: list[tuple[float, float, float]], fallback: Rate) -> Rate:
 
 def _processor() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        import platform
-
-        return platform.processor() or platform.machine()
+        text = ""
     names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else "CPU"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _file() -> Path:
@@ -189,9 +181,9 @@ def _write(table: Rates) -> Path | None:
     path = _file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".json", delete=False) as file:
             json.dump(asdict(table), file, indent=1)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     except OSError:
         return None
     return path
@@ -199,7 +191,7 @@ def _write(table: Rates) -> Path | None:
 
 def _read() -> Rates | None:
     try:
-        stored: Mapping[str, Any] = json.loads(_file().read_text())
+        stored: Mapping[str, Any] = json.loads(_file().read_text(encoding="utf-8"))
         parts = [{kind: Rate(**rate) for kind, rate in stored[part].items()} for part in ("forward", "backward")]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -45,7 +45,8 @@ def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tup
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
     `"plain"` leaves the larger side as it lies where its summed modes are neighbours, `"rows"` brings them last, and
-    `"pixels"` does the same as a convolution with kernel size 1; swapped, the smaller side takes the larger one's place.
+    `"pixels"` does the same as a convolution with kernel size 1; swapped, the smaller side takes the larger one's
+    place.
     """
     x, w = (left, right) if target.count(left) >= target.count(right) else (right, left)
     shared = [mode for mode in x.modes if mode in w.modes]

@@ -149,8 +149,8 @@ TRAINING = Objective(training, at_least_elements=True)
 
 # Each cost is a list of objectives: the first is minimised, then the next one among all orders that reach its minimum.
 # `memory` is the largest result, or where gradients are needed the sum of the results that are kept for them.
-COSTS: Mapping[str, Callable[[int, Rates], tuple[Objective, ...]]] = {
-    "time": lambda _needs_grad, rates: (Objective(partial_function(step_time, rates), timed=True),),
+COSTS: Mapping[str, Callable[[int, Rates | None], tuple[Objective, ...]]] = {
+    "time": lambda _needs_grad, rates: _time(rates),
     "flops": lambda _needs_grad, _rates: (FLOPS,),
     "training": lambda _needs_grad, _rates: (TRAINING,),
     "memory": lambda needs_grad, _rates: (
@@ -159,14 +159,25 @@ COSTS: Mapping[str, Callable[[int, Rates], tuple[Objective, ...]]] = {
 }
 
 
-def choose_cost(cost: object, needs_grad: int, rates: Rates) -> tuple[str, tuple[Objective, ...]]:
+def _time(rates: Rates | None) -> tuple[Objective, ...]:
+    if rates is None:
+        raise PlanError(
+            'cost="time" needs the rates of the machine, and this version knows those of CPUs only',
+            hint='cost="flops" and cost="training" count multiplications',
+        )
+    return (Objective(partial_function(step_time, rates), timed=True),)
+
+
+def choose_cost(cost: object, needs_grad: int, rates: Rates | None) -> tuple[str, tuple[Objective, ...]]:
     """The name and the objectives of what `cost` asks for; `rates` are the machine's.
 
     Raises:
         PlanError: no cost has this name, or it is nothing that can be called.
     """
     if isinstance(cost, str):
-        name = ("training" if needs_grad else "flops") if cost == "auto" else cost
+        name = cost
+        if cost == "auto":
+            name = "time" if rates is not None else "training" if needs_grad else "flops"
         if name in COSTS:
             return name, COSTS[name](needs_grad, rates)
         known = ("auto", *COSTS)
