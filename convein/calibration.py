@@ -143,7 +143,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def _fit(samples: list[tuple[float, float, float]], fallback: Rate) -> Rate:
-    """Overhead, arithmetic and bandwidth from (operations, bytes, microseconds): least squares without negative parts."""
+    """Overhead, arithmetic and bandwidth from (operations, bytes, microseconds), none of them negative."""
     if not samples:
         return fallback
     wanted = np.ones(len(samples))
