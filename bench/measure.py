@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 SAMPLE_SECONDS = 2e-3
-LONG_SECONDS = 1.0
+LONG_SECONDS = 0.05
 # A variant that takes more than so many times the fastest's time is sampled in fewer rounds.
-SLOW = 3
+SLOW = 1.3
 LEAST_ROUNDS = 3
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -80,10 +80,11 @@ def warm_up(call: Callable[[], object]) -> tuple[int, float]:
 def shares(spent: Mapping[str, float], rounds: int, seconds: float) -> dict[str, float]:
     """In which part of all rounds each variant is sampled, from the seconds that its samples take.
 
-    One that is much slower than the fastest is in fewer, and so is one whose samples would take more than `seconds`.
+    Those that compete are in every round; the slower one is, the fewer it is in. No variant's samples take much more
+    than `seconds` in all.
     """
-    enough = rounds * SLOW * min(spent.values())
-    wanted = {name: max(LEAST_ROUNDS, enough / each) for name, each in spent.items()}
+    fastest = min(spent.values())
+    wanted = {name: max(LEAST_ROUNDS, rounds * (SLOW * fastest / each) ** 2) for name, each in spent.items()}
     return {name: max(1, min(wanted[name], seconds / each)) / rounds for name, each in spent.items()}
 
 

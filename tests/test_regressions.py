@@ -50,6 +50,29 @@ def test_a_mode_padded_beyond_its_filter_beside_a_transposed_one() -> None:
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize(
+    ("expression", "shapes", "options"),
+    [
+        ("bhc,cab,ahb->bch|h", [(2, 7, 3), (3, 4, 2), (4, 2, 2)], {"flip": True, "padding": "valid"}),
+        ("ha,hcb->hbac|h", [(7, 1), (3, 2, 2)], {"stride": 5, "dilation": 4, "flip": True, "transposed": True}),
+        ("hcba,cbd,bhcd->bh|h", [(2, 2, 1, 2), (2, 1, 1), (1, 4, 2, 1)], {"flip": True, "stride": 5, "signal": 2}),
+    ],
+)
+def test_weights_with_axes_of_size_one_in_single_precision(
+    expression: str, shapes: list[tuple[int, ...]], options: dict[str, Any]
+) -> None:
+    # All but the first lie in memory with their axes reversed.
+    exact = [randn(*shape[::-1], dtype=torch.float64).permute(*reversed(range(len(shape)))) for shape in shapes]
+    exact[0] = exact[0].contiguous()
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        operands = [x.to(dtype).requires_grad_() for x in exact]
+        result = conv_einsum(expression, *operands, optimize="left-to-right", **options)
+        results.append([result, *torch.autograd.grad(result.square().sum(), operands)])
+    for wanted, given in zip(*results, strict=True):
+        torch.testing.assert_close(given.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_full_contraction_of_two_dtypes_under_autocast() -> None:
     a, b, c = randn(30, 4), randn(4, 5), randn(30, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):

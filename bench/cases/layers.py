@@ -20,8 +20,8 @@ BATCHES = (32, 1)
 DIRECTIONS = ("forward", "forward+backward")
 LAYOUTS = ("NCHW", "channels-last")
 # A variant is left out if one call takes longer than this, and so many times as long as the first variant's.
-LONG_SECONDS = 2.0
-HOPELESS = 20
+LONG_SECONDS = 1.0
+HOPELESS = 5
 
 
 def groups() -> Iterator[Group]:
@@ -48,7 +48,7 @@ def variants(case: Case) -> dict[str, Callable[[], object]]:
         spent = check(case, name, way, wanted, gradient)
         longest = longest or max(LONG_SECONDS, HOPELESS * spent)
         if spent > longest:
-            tqdm.write(f"{case}: without {name}: {spent:.0f} seconds for one call")
+            tqdm.write(f"{case}: without {name}: {spent:.1f} seconds for one call")
             continue
         calls[name] = partial(_train, way, gradient) if case.trains else way.call
     return calls

@@ -212,9 +212,9 @@ def _pad_text(pads: list[tuple[int, int]]) -> str:
 
 def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
     taps: list[Axis] = [axis if axis and axis[0] in by_mode else () for axis in roles.spatial]
-    if transposed:
-        return writer.arrange(w, (roles.groups + roles.summed, roles.free, *taps), dense=True)
-    return writer.arrange(w, (roles.groups + roles.free, roles.summed, *taps), dense=True)
+    channels = (roles.summed, roles.free) if transposed else (roles.free, roles.summed)
+    # oneDNN reads permuted weights of groups wrongly where an axis has size 1, and refuses their gradients.
+    return writer.arrange(w, (roles.groups + channels[0], channels[1], *taps), dense=writer.target.chooses_layouts)
 
 
 def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) -> str:

@@ -71,7 +71,8 @@ class Writer:
         if sorted_pieces != list(wanted):
             text += self._merge(value, sorted_pieces, wanted)
         copies = moves and (merges or dense)
-        if copies and not merges:
+        # A reshape need not copy: axes of size 1 move freely, and neighbours may be merged as they lie.
+        if copies and (dense or not merges):
             text += ".contiguous()"
         return self.emit(text, [value], wanted, value.sizes, self.price.copy(value) if copies else 0.0)
 
