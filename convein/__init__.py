@@ -6,6 +6,7 @@ order.
 
 from convein import dialects
 from convein.cache import cache_clear, cache_info
+from convein.calibration import calibrate
 from convein.dialect import Dialect
 from convein.errors import (
     ConveinError,
@@ -36,6 +37,7 @@ __all__ = [
     "ShapeError",
     "cache_clear",
     "cache_info",
+    "calibrate",
     "compile",
     "contract_expression",
     "contract_path",

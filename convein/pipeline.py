@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from convein import cache
+from convein import cache, calibration
 from convein.arguments import (
     check_constants,
     check_fixed,
@@ -84,7 +84,7 @@ def conv_einsum(
         output_padding: extra length of a transposed convolution's output.
         optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
             cotengra, or an explicit path.
-        cost: what the search minimises: "auto", "flops", "training", "memory", or a callable.
+        cost: what the search minimises: "auto", "time", "flops", "training", "memory", or a callable.
         memory_limit: None; a limit is refused by this version.
         checkpoint: True keeps only the operands for the backward pass and computes the rest again.
         backend: "auto" or "torch".
@@ -142,7 +142,11 @@ def contract_path(
     request, operands = _request(expression, operands, options)
     network = _bind_shapes(request, operands, shapes)
     planned = plan(
-        network, optimize=request.optimize, cost=request.cost, needs_grad=gradients_needed(operands, grad, network)
+        network,
+        optimize=request.optimize,
+        cost=request.cost,
+        needs_grad=gradients_needed(operands, grad, network),
+        rates=calibration.current(),
     )
     return list(planned.path), path_info(planned)
 
@@ -182,7 +186,7 @@ def compile(
     check_fixed(fixed, request.equation, dtype, where)
     needs_grad = gradients_needed(operands, grad, network) & ~sum(1 << position for position in fixed)
     orders = tuple(memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
-    target = Target(dtype, where.type, dict(network.sizes))
+    target = Target(dtype, where.type, dict(network.sizes), calibration.current())
     program = _program(request, network, target, needs_grad, frozenset(fixed), orders)
     before, after = fold(program, frozenset(f"x{position}" for position in fixed))
     with torch.no_grad():
@@ -252,7 +256,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
     needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
-    target = Target(dtype, operands[0].device.type, dict(network.sizes))
+    target = Target(dtype, operands[0].device.type, dict(network.sizes), calibration.current())
     orders = () if symbolic else tuple(map(memory_order, operands))
     function = _callable(_program(request, network, target, needs_grad, orders=orders), request)
     return _rechecked(function, request) if mixed else function
@@ -273,6 +277,7 @@ def _program(
         cost=request.cost,
         needs_grad=needs_grad,
         constants=sum(1 << position for position in known),
+        rates=target.rates if target.device == "cpu" else None,
     )
     return lower(planned, target, orders)
 

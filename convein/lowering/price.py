@@ -32,7 +32,7 @@ class Pricer:
 
     def matrix(self, kind: str, batch: int, rows: int, summed: int, free: int, parts: tuple[Value, Value]) -> float:
         """`batch` products of a (rows, summed) and a (summed, free) matrix."""
-        flops = 2 * batch * rows * summed * _blocks(free)
+        flops = 2 * batch * _blocks(rows) * summed * _blocks(free)
         moved = self.target.dtype.itemsize * batch * (rows * summed + summed * free + rows * free)
         return self._time(kind, flops, moved, parts[0].grad + parts[1].grad)
 

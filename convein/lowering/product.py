@@ -12,6 +12,7 @@ from convein.planner import rates
 
 # A batch of this many images lets a CPU's 1x1 convolution reach the speed of its fastest matrix product.
 IMAGES = 16
+SWAPPED = ", swapped"
 
 
 def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], way: str = "plain") -> Value:
@@ -25,7 +26,7 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
         way: how, where one side is a plain matrix: one of `ways`.
     """
     target = writer.target
-    if target.count(left) < target.count(right):
+    if (target.count(left) < target.count(right)) != way.endswith(SWAPPED):
         left, right = right, left
     summed = tuple(mode for mode in left.modes if mode in right.modes and mode not in kept)
     batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
@@ -37,20 +38,21 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
         return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (), {}, writer.price.elementwise(0, [a, b]))
     if batch:
         return _batched(writer, left, right, batch, summed)
-    return _single(writer, left, right, summed, way)
+    return _single(writer, left, right, summed, way.removesuffix(SWAPPED))
 
 
 def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tuple[str, ...]:
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
     `"plain"` leaves the larger side as it lies where its summed modes are neighbours, `"rows"` brings them last, and
-    `"pixels"` does the same as a convolution with kernel size 1.
+    `"pixels"` does the same as a convolution with kernel size 1; swapped, the smaller side takes the larger one's
+    place.
     """
     x, w = (left, right) if target.count(left) >= target.count(right) else (right, left)
     shared = [mode for mode in x.modes if mode in w.modes]
     if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
         return ("plain",)
-    return ("plain", "rows", "pixels")
+    return ("plain", "rows", "pixels", "rows" + SWAPPED, "pixels" + SWAPPED)
 
 
 def multiply(writer: Writer, left: Value, right: Value) -> Value:
@@ -95,7 +97,7 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
         return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
     if target.prefers_pointwise_conv:
-        a = writer.arrange(w, (free, summed, ()))
+        a = writer.arrange(w, (free, summed, ()), dense=True)
         price = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
         return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, price)
     a = writer.arrange(w, (free, summed))
@@ -109,9 +111,10 @@ def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: 
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     images, pixels = _images([x.sizes[mode] for mode in rows])
     a = writer.arrange(x, (rows, summed))
-    b = writer.arrange(w, (free, summed, (), ()))
+    b = writer.arrange(w, (free, summed, (), ()), dense=True)
     numbers = [_count(target, sizes, modes) for modes in (rows, summed, free)]
-    price = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (a, b))
+    kind = rates.MATRIX if images == 1 else rates.ROWS
+    price = writer.price.matrix(kind, 1, numbers[0], numbers[1], numbers[2], (a, b))
     image = f"{a.name}.reshape({images}, {pixels}, 1, {x.size(summed)}).permute(0, 3, 1, 2)"
     y = writer.emit(f"F.conv2d({image}, {b.name})", [a, b], (rows, free), sizes, price)
     back = f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})"

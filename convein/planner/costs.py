@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial as partial_function
 from typing import Any
 
 from convein.errors import PlanError
 from convein.network import Network
 from convein.planner.partial import multiplications, partial
+from convein.planner.rates import Rates
+from convein.planner.timing import step_time
 from convein.windows import Correlation
 
 
@@ -23,6 +26,8 @@ class Pairs:
         elements: size of the result.
         left_held, right_held: sizes of the two sides, 0 for an operand that is used as it is passed.
         left_grad, right_grad: whether the side holds an operand that needs its gradient.
+        left, right, taps: for `timed` objectives, sizes of the two sides, and entries of the filters that meet a signal
+            or another filter (0 where nothing is convolved).
     """
 
     macs: Any
@@ -31,6 +36,9 @@ class Pairs:
     right_held: Any
     left_grad: Any
     right_grad: Any
+    left: Any = None
+    right: Any = None
+    taps: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +114,14 @@ class Objective:
         largest: the value of a plan is the largest step's, and not the sum of all.
         each: whether `of` is a user's callable.
         at_least_elements: whether a step that reads or writes e elements is known to cost at least e.
+        timed: whether `of` looks at the sides' sizes and taps.
     """
 
     of: Callable[[Any], Any]
     largest: bool = False
     each: bool = False
     at_least_elements: bool = False
+    timed: bool = False
 
 
 def flops(pairs: Pairs) -> Any:
@@ -139,23 +149,37 @@ TRAINING = Objective(training, at_least_elements=True)
 
 # Each cost is a list of objectives: the first is minimised, then the next one among all orders that reach its minimum.
 # `memory` is the largest result, or where gradients are needed the sum of the results that are kept for them.
-COSTS: Mapping[str, Callable[[int], tuple[Objective, ...]]] = {
-    "flops": lambda _needs_grad: (FLOPS,),
-    "training": lambda _needs_grad: (TRAINING,),
-    "memory": lambda needs_grad: (Objective(saved), TRAINING) if needs_grad else (Objective(size, largest=True), FLOPS),
+COSTS: Mapping[str, Callable[[int, Rates | None], tuple[Objective, ...]]] = {
+    "time": lambda _needs_grad, rates: _time(rates),
+    "flops": lambda _needs_grad, _rates: (FLOPS,),
+    "training": lambda _needs_grad, _rates: (TRAINING,),
+    "memory": lambda needs_grad, _rates: (
+        (Objective(saved), TRAINING) if needs_grad else (Objective(size, largest=True), FLOPS)
+    ),
 }
 
 
-def choose_cost(cost: object, needs_grad: int) -> tuple[str, tuple[Objective, ...]]:
-    """The name and the objectives of what `cost` asks for.
+def _time(rates: Rates | None) -> tuple[Objective, ...]:
+    if rates is None:
+        raise PlanError(
+            'cost="time" needs the rates of the machine, and this version knows those of CPUs only',
+            hint='cost="flops" and cost="training" count multiplications',
+        )
+    return (Objective(partial_function(step_time, rates), timed=True),)
+
+
+def choose_cost(cost: object, needs_grad: int, rates: Rates | None) -> tuple[str, tuple[Objective, ...]]:
+    """The name and the objectives of what `cost` asks for; `rates` are the machine's.
 
     Raises:
         PlanError: no cost has this name, or it is nothing that can be called.
     """
     if isinstance(cost, str):
-        name = ("training" if needs_grad else "flops") if cost == "auto" else cost
+        name = cost
+        if cost == "auto":
+            name = "time" if rates is not None else "training" if needs_grad else "flops"
         if name in COSTS:
-            return name, COSTS[name](needs_grad)
+            return name, COSTS[name](needs_grad, rates)
         known = ("auto", *COSTS)
         close = get_close_matches(cost.lower(), known, n=1)
         guess = f"; did you mean {close[0]!r}?" if close else ""

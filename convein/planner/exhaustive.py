@@ -8,14 +8,14 @@ splits; those of all sets of one size are evaluated together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from convein.planner.costs import Objective, Pairs, StepSizes
 from convein.planner.frame import Frame
-from convein.planner.meeting import Array, tabulate
+from convein.planner.meeting import Array, tabulate, taps_of
 from convein.planner.order import Order
 
 MOST_LEAVES = 12
@@ -27,7 +27,8 @@ def search_all(problem: Frame, objectives: Sequence[Objective]) -> Order:
     if count <= 2:
         return ((0, 1),) if count == 2 else ()
     splits = _splits(count)
-    pairs = _Sets(problem).pairs(splits.left, splits.right)
+    timed = any(objective.timed for objective in objectives)
+    pairs = _Sets(problem).pairs(splits.left, splits.right, timed=timed)
     allowed: Array = None
     chosen: Array = None
     for number, objective in enumerate(objectives):
@@ -102,7 +103,7 @@ class _Sets:
             self.gone *= meeting.gone[index]
         self.elements = self.work / self.gone
 
-    def pairs(self, left: Array, right: Array) -> Pairs:
+    def pairs(self, left: Array, right: Array, *, timed: bool) -> Pairs:
         """What the costs want to know of these splits."""
         problem, subsets = self.problem, self.subsets
         share = 1.0 / self.gone
@@ -117,7 +118,12 @@ class _Sets:
             macs = np.where((left | right) & ~problem.constant == 0, 0.0, macs)
         graded = subsets & problem.needs_grad != 0
         held = np.where((subsets & (subsets - 1) == 0) & (subsets & problem.passed != 0), 0.0, self.elements)
-        return Pairs(macs, self.elements[left | right], held[left], held[right], graded[left], graded[right])
+        found = Pairs(macs, self.elements[left | right], held[left], held[right], graded[left], graded[right])
+        if not timed:
+            return found
+        firsts, seconds = ([index[side] for index in self.indices] for side in (left, right))
+        taps = taps_of(self.meetings, firsts, seconds)
+        return replace(found, left=self.elements[left], right=self.elements[right], taps=taps)
 
 
 def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Splits) -> Array:

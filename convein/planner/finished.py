@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from convein.planner.frame import Frame
-from convein.planner.meeting import Array, tabulate
+from convein.planner.meeting import Array, tabulate, taps_of
 
 # Sets are kept in words of 60 bits, each four pieces of 15: a table has the products of all subsets of a piece's modes.
 WORD, PIECE = 60, 15
-TOTAL, HELD, SHARE, GRAD, CONSTANT = range(5)
+TOTAL, ELEMENTS, HELD, SHARE, GRAD, CONSTANT = range(6)
 
 
 class FinishedSets:
@@ -19,12 +19,13 @@ class FinishedSets:
         problem: the frame.
         leaves, kept: each set as a bit mask, and the modes its value has.
         bits: columns of words: the set, the modes, and the set's index into the tables of each meeting.
-        numbers: columns of `TOTAL` (its cost), `HELD` (elements that a step may have to save), `SHARE` (1 / E of all
-            meetings), `GRAD` and `CONSTANT` (0 or 1).
+        numbers: columns of `TOTAL` (its cost), `ELEMENTS` and `HELD` (those that a step may have to save; both only
+            where a cost looks at them), `SHARE` (1 / E of all meetings), `GRAD` and `CONSTANT` (0 or 1).
     """
 
-    def __init__(self, problem: Frame) -> None:
+    def __init__(self, problem: Frame, *, timed: bool) -> None:
         self.problem = problem
+        self._sized = timed or problem.needs_grad != 0
         self._meetings = [tabulate(problem, meeting) for meeting in problem.meetings]
         meetings = [sum(1 << leaf for leaf in meeting.leaves) for meeting in problem.meetings]
         self._carriers = [plain.leaves for plain in problem.plain] + meetings
@@ -37,7 +38,7 @@ class FinishedSets:
         self._modes = -(-len(problem.values) // WORD)
         self._indices = self._modes + -(-len(sizes) // WORD)
         self.bits = np.zeros((self._indices + len(meetings), 256), np.int64)
-        self.numbers = np.zeros((5, 256))
+        self.numbers = np.zeros((6, 256))
 
     def touching(self, leaf: int) -> int:
         """The modes of a leaf."""
@@ -87,9 +88,11 @@ class FinishedSets:
             self.bits[row, column] = word
         self.numbers[TOTAL, column] = total
         self.numbers[SHARE, column] = share
-        if problem.needs_grad:
+        if self._sized:
             passed = leaves & (leaves - 1) == 0 and leaves & problem.passed
-            self.numbers[HELD, column] = 0.0 if passed else self.size(leaves, kept)
+            elements = self.size(leaves, kept)
+            self.numbers[ELEMENTS, column] = elements
+            self.numbers[HELD, column] = 0.0 if passed else elements
             self.numbers[GRAD, column] = leaves & problem.needs_grad != 0
         self.numbers[CONSTANT, column] = leaves & ~problem.constant == 0
         return column
@@ -129,6 +132,12 @@ class FinishedSets:
             found[self.numbers[CONSTANT, others] != 0] = 0.0
         return found
 
+    def taps(self, one: int, others: Array) -> Array:
+        """Entries of the filters that meet where one column is joined with others."""
+        rows = range(self._indices, len(self.bits))
+        firsts = [np.full(len(others), self.bits[row, one]) for row in rows]
+        return np.broadcast_to(taps_of(self._meetings, firsts, [self.bits[row, others] for row in rows]), others.shape)
+
 
 class Joins:
     """Joins of one finished set with others, as the costs see `Pairs`: numbers are worked out when asked for."""
@@ -157,6 +166,21 @@ class Joins:
     def right_held(self) -> Array:
         """The sizes of the others, where a step may have to save them."""
         return self.sets.numbers[HELD, self.others]
+
+    @property
+    def left(self) -> Array:
+        """The size of the one."""
+        return self.sets.numbers[ELEMENTS, self.one]
+
+    @property
+    def right(self) -> Array:
+        """The sizes of the others."""
+        return self.sets.numbers[ELEMENTS, self.others]
+
+    @property
+    def taps(self) -> Array:
+        """Entries of the filters that meet."""
+        return self.sets.taps(self.one, self.others)
 
     @property
     def left_grad(self) -> Array:

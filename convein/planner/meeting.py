@@ -11,6 +11,7 @@ filter), and a set with the signal has W = (output size) * K and E = K.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Tables:
         work, gone: W and E.
         shorter: None, or for a transposed mode the table of min(signal size, output size) / output size.
         signal: the index of the signal's leaf; 0 if no leaf has the signal.
+        reach: the lengths of the merged filters, the signal left out.
     """
 
     leaves: tuple[int, ...]
@@ -40,6 +42,24 @@ class Tables:
     gone: Array
     shorter: Array | None
     signal: int
+    reach: Array
+
+    def taps(self, first: Array, second: Array) -> Array:
+        """Entries of the filters that a join of two indices slides along the other side; 0 where no two sides meet."""
+        one, other = self.reach[first], self.reach[second]
+        found = np.minimum(one, other)
+        if self.signal:
+            found = np.where(first & self.signal != 0, other, np.where(second & self.signal != 0, one, found))
+        return np.where((first != 0) & (second != 0), found, 0)
+
+
+def taps_of(tables: Iterable[Tables], firsts: Iterable[Array], seconds: Iterable[Array]) -> Array:
+    """Entries of all filters that joins slide, all meetings together; 0 where nothing is convolved."""
+    found: Array = 0
+    for table, first, second in zip(tables, firsts, seconds, strict=True):
+        taps = table.taps(first, second)
+        found = np.where(taps > 0, np.maximum(found, 1) * taps, found)
+    return found
 
 
 def tabulate(problem: Frame, meeting: Meeting) -> Tables:
@@ -74,4 +94,4 @@ def tabulate(problem: Frame, meeting: Meeting) -> Tables:
     shorter = None
     if complete and complete.upsample > 1:
         shorter = np.minimum(max(complete.n, 1) * np.array(taps) / product, 1.0)
-    return Tables(meeting.leaves, product, np.array(gone), shorter, signal)
+    return Tables(meeting.leaves, product, np.array(gone), shorter, signal, np.array(reach))

@@ -71,7 +71,9 @@ class _Search:
         self.problem, self.objective, self.rules, self.outer = problem, objective, rules, outer
         self.bound = bound * SLACK
         self.everything = (1 << len(problem.values)) - 1
-        self.sets = FinishedSets(problem)
+        self.sets = FinishedSets(
+            problem, timed=any(rule.timed for rule in (objective, *(rule.objective for rule in rules)))
+        )
         self.totals: dict[int, float] = {}
         self.made: dict[int, tuple[int, int]] = {}
         self.queue: list[tuple[float, int, int, int]] = []

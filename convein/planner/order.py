@@ -6,7 +6,9 @@ An order numbers the leaves 0..n-1; its k-th pair makes value n+k, the last one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
+from math import prod
 
 from convein.planner.costs import Objective, Pairs, StepSizes
 from convein.planner.frame import Frame
@@ -38,8 +40,13 @@ def _step(problem: Frame, objective: Objective, sides: Sequence[tuple[Partial, i
         return 0 if folded else float(objective.of(StepSizes(problem.network, left.operands, right.operands, *grads)))
     macs = 0 if folded else multiplications(problem.network, left, right)
     held = (0 if made & (made - 1) == 0 and made & problem.passed else value.elements for value, made in sides[:2])
-    found: float = objective.of(Pairs(macs, result.elements, next(held), next(held), *grads))
-    return found
+    pairs = Pairs(macs, result.elements, next(held), next(held), *grads)
+    if objective.timed:
+        met = problem.network.join(left.operands, right.operands)
+        taps = prod(c.kernel for c in met) if met else 0
+        pairs = replace(pairs, left=left.elements, right=right.elements, taps=taps)
+    found: float = objective.of(pairs)
+    return float(found) if objective.timed else found
 
 
 def graft(steps: list[tuple[int, int]], numbers: Sequence[int], order: Order, operands: int) -> int:

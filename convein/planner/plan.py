@@ -58,6 +58,7 @@ class Plan:
         slices: modes that are looped over.
         given: the linear path that was asked for, if it has steps of one operand: these do nothing here, because modes
             that only one operand has are summed whenever it is read.
+        rates: the name of the table of rates, where the cost is a time.
     """
 
     network: Network
@@ -69,6 +70,7 @@ class Plan:
     constants: int = 0
     slices: tuple[str, ...] = ()
     given: Path = ()
+    rates: str = ""
 
     @property
     def ssa_path(self) -> Path:

@@ -21,6 +21,7 @@ from convein.planner.order import Order, graft, join_smallest, score
 from convein.planner.partial import Partial, join, partial
 from convein.planner.paths import NUMBERING, read_path
 from convein.planner.plan import Path, Plan, steps_of
+from convein.planner.rates import Rates
 from convein.planner.subtrees import improve
 
 # Pairs of sets that `optimal` looks at when it tries outer products, and `auto` in all: about 2 and 100 ms.
@@ -39,7 +40,13 @@ Search = Callable[[Frame, Sequence[Objective]], Found]
 
 
 def plan(
-    network: Network, *, optimize: Any = "auto", cost: Any = "auto", needs_grad: int = 0, constants: int = 0
+    network: Network,
+    *,
+    optimize: Any = "auto",
+    cost: Any = "auto",
+    needs_grad: int = 0,
+    constants: int = 0,
+    rates: Rates | None = None,
 ) -> Plan:
     """The order in which the operands meet, one pair at a time.
 
@@ -55,20 +62,23 @@ def plan(
         cost: what it minimises. "flops": multiplications forward. "training": those of the gradients too. "memory":
             the largest result, or where gradients are needed the sum of the results kept for them; among the orders
             that reach this minimum the fewest multiplications. A callable `cost(step: StepSizes) -> float`: the sum
-            over all steps. "auto": "training" if a gradient is needed, else "flops".
+            over all steps. "time": microseconds by the machine's rates, with the backward pass where a gradient is
+            needed. "auto": "time" where rates are known, else "training" if a gradient is needed, else "flops".
         needs_grad: the operands whose gradients are needed, as a bit set.
         constants: the operands that never change, as a bit set: what joins only these is done once, and costs nothing.
+        rates: what the machine does per second, if that is known.
 
     Raises:
         PlanError: no such search or cost, or a path that does not fit.
     """
-    name, objectives = choose_cost(cost, needs_grad)
+    name, objectives = choose_cost(cost, needs_grad, rates)
     values = [partial(network, 1 << position) for position in range(len(network.operands))]
     problem = frame(network, values, needs_grad, constants)
     order, optimizer, given = _found(problem, optimize, objectives)
     steps = steps_of(network, order, needs_grad, constants)
     total = score(problem, order, objectives)[0]
-    return Plan(network, steps, optimizer, name, total, needs_grad, constants, given=given)
+    table = rates.name if rates is not None and name == "time" else ""
+    return Plan(network, steps, optimizer, name, total, needs_grad, constants, given=given, rates=table)
 
 
 def _found(problem: Frame, optimize: Any, objectives: Sequence[Objective]) -> tuple[Order, str, Path]:

@@ -78,7 +78,10 @@ class PathInfo(OptEinsumPathInfo):  # type: ignore[misc] # it has no types
         ]
         if plan.needs_grad:
             lines.append(f"    Saved for backward:  {_number(plan.saved)} elements besides the operands")
-        lines.append(f"             Optimizer:  {plan.optimizer}, {plan.cost} {_number(plan.total)}")
+        unit = " us" if plan.rates else ""
+        lines.append(f"             Optimizer:  {plan.optimizer}, {plan.cost} {_number(plan.total)}{unit}")
+        if plan.rates:
+            lines.append(f"                 Rates:  {plan.rates}")
         return "\n".join([*lines, *_table(self._rows, bool(plan.needs_grad))])
 
     def _naive_scaling(self) -> int:
