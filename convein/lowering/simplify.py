@@ -37,7 +37,16 @@ def inline(program: Program) -> Program:
             waiting[statement.target] = statement
         else:
             done.append(statement)
-    return replace(program, statements=tuple(done))
+    return _without_aliases(replace(program, statements=tuple(done)))
+
+
+def _without_aliases(program: Program) -> Program:
+    """Returns a variable instead of a second name for it."""
+    names = {s.target: s.expression for s in program.statements if s.expression in s.uses}
+    results = tuple(names.get(name, name) for name in program.results)
+    needed = {name for statement in program.statements for name in statement.uses}.union(results)
+    kept = tuple(s for s in program.statements if s.target not in names or s.target in needed)
+    return replace(program, statements=kept, results=results)
 
 
 def renumber(program: Program) -> Program:
