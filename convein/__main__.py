@@ -25,7 +25,7 @@ has one value for all modes after the bar, or one for each of some modes, or sta
 """
 _EXAMPLES = """\
 examples:
-  python -m convein "ijk,jl,lmq,njpq->ijknp|j" 4,7,9 10,5 5,4,2 6,8,9,2
+  python -m convein "ijk,jl,lmq,njpq->ijknp|j" 4,7,9 10,5 5,4,2 6,8,9,2 --signal first
   python -m convein "bshw,tshw->bthw|hw" 8,16,32,32 24,16,3,3 --stride 2 --padding "h=(0,1),w=valid" --grad=1
   python -m convein "bshw,tshw->bthw|h[stride=2],w[flip]" 8,16,32,32 24,16,3,3 --svg layer.svg
   python -m convein "b(g s)h,(g t)sh->b(g t)h|h" 8,16,32 24,4,3 --sizes g=4 --source
@@ -42,6 +42,7 @@ _VALUES = {
 }
 # These may stand alone. Their values are joined by "=", so that an expression after them is never taken for one.
 _ALONE = ("--grad", "--flip", "--transposed")
+_QUOTE = 'the expression stands in quotes, because the shell takes "->" and "|" for itself: "ij,jk->ik"'
 _SETTING = re.compile(r"\s*(\w+)\s*=\s*(\([^()]*\)|[^,()=]+)\s*")
 
 
@@ -59,14 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = _report(parsed)
         except (ConveinError, OSError) as error:
             print(error, file=sys.stderr)
+            if _unquoted(parsed):
+                print(f"\n{_QUOTE}", file=sys.stderr)
             return 2
     for message in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"warning: {message}", file=sys.stderr)
+        print("warning: " + re.sub(r'signal="(\w+)"', r"--signal \1", message), file=sys.stderr)
     try:
         print(report, flush=True)
     except BrokenPipeError:  # the reader, `head` for example, has seen enough; nothing may be flushed to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _unquoted(parsed: argparse.Namespace) -> bool:
+    """Whether the shell seems to have cut the expression at a blank or at ">"."""
+    words = [parsed.expression, *parsed.shapes]
+    cut = any(word.endswith("-") and word != "-" for word in words)
+    return cut or any(re.fullmatch(r"[^\W\d]+,?", word) and word.lower() != "none" for word in parsed.shapes)
 
 
 def _report(parsed: argparse.Namespace) -> str:
@@ -101,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--svg", metavar="FILE", help="write the tensor diagram and the contraction tree to a file")
     parser.add_argument("--source", action="store_true", help="print the program instead of the table")
     parser.add_argument("--optimize", metavar="NAME", help='the search, or a path such as "[(0, 1), (0, 1)]"')
-    parser.add_argument("--cost", metavar="NAME", help="what is minimised: flops, training or memory")
+    parser.add_argument("--cost", metavar="NAME", help="what is minimised: time, flops, training or memory")
     parser.add_argument(
         "--grad", nargs="?", metavar="=0,2", help="gradients are needed, of all operands or of those at these positions"
     )

@@ -178,7 +178,12 @@ def _end(stop: Stop) -> ExpressionError | None:
     if not stop.rest.strip() and before.endswith("|"):
         return _empty_bar(stop)
     if stop.rest.startswith(",") and "->" in before and "|" not in before:
-        return stop.error("an expression has one output: no comma can stand after the arrow")
+        modes = re.match(r",\s*((?:\w|\([^()]*\)|\s)*)\Z", stop.rest)
+        carried = before.partition("->")[0]
+        hint = None
+        if modes and modes[1] and all(carried.count(letter) > 1 for letter in modes[1]):
+            hint = f"to convolve along modes, write them after a bar: {short(f'{before}|{modes[1].strip()}')}"
+        return stop.error("an expression has one output: no comma can stand after the arrow", hint=hint)
     if stop.rest.startswith("...") and "|" in before:
         hint = "write the modes that are convolved out, in the operands and after the bar"
         return stop.error('"..." cannot be convolved', stop.span(3), hint=hint)

@@ -39,7 +39,7 @@ def resolve_convolution(equation: Equation, convolved: Convolved, carriers: list
     else:
         length = (n + lo + hi - reach - 1) // options.stride + 1
     if length < 1:
-        _refuse_empty(equation, convolved, n, reach, lo, hi, length)
+        _refuse_empty(equation, convolved, n, reach, lo, hi, length, longer=n < max(k for _, k in carriers))
     _check_extension(equation, convolved, n, lo, hi)
     return Convolution(
         mode=mode,
@@ -93,7 +93,9 @@ def _check_extension(equation: Equation, convolved: Convolved, n: int, lo: int, 
         )
 
 
-def _refuse_empty(equation: Equation, convolved: Convolved, n: int, reach: int, lo: int, hi: int, length: int) -> None:
+def _refuse_empty(
+    equation: Equation, convolved: Convolved, n: int, reach: int, lo: int, hi: int, length: int, *, longer: bool
+) -> None:
     options = convolved.options
     if options.transposed:
         size = f"({n} - 1)*{options.stride} + {reach} + 1 - {lo} - {hi} + {options.output_padding}"
@@ -101,6 +103,8 @@ def _refuse_empty(equation: Equation, convolved: Convolved, n: int, reach: int, 
     else:
         size = f"({n} + {lo} + {hi} - {reach} - 1)//{options.stride} + 1"
         hint = f'the filters reach over {reach + 1} entries: padding="same" keeps the size, "full" all overlaps'
+        if longer:
+            hint = 'the signal is the first operand that carries the mode, and a later one is longer: signal="largest"'
     raise ShapeError(
         f"the output of mode {convolved.mode} is empty: its size would be {size} = {length}",
         text=equation.text,

@@ -142,11 +142,14 @@ def _check_convolved(equation: Equation, carried: Collection[str]) -> None:
             )
         if piece.mode not in carried:
             known = ", ".join(written(name) for name in carried if name != ELLIPSIS)
+            hint = f"the inputs have {short(known) if known else 'no modes'}"
+            if len(piece.mode) > 1 and all(letter in carried for letter in piece.mode):
+                hint = f"{written(piece.mode)} is one mode with a long name; write |{piece.mode}"
             raise ExpressionError(
                 f"no operand carries the convolved mode {piece.mode}",
                 text=equation.text,
                 spans=[piece.span],
-                hint=f"the inputs have {short(known) if known else 'no modes'}",
+                hint=hint,
             )
         seen[piece.mode] = piece.span
 

@@ -42,6 +42,7 @@ def test_the_table_of_the_example_from_a_shell() -> None:
     assert run.stdout == f"{info}\n"
     assert "Complete contraction:  ijk,jl,lmq,njpq->ijknp|j" in run.stdout
     assert run.stderr.startswith("warning: ")
+    assert run.stderr.endswith("say --signal first or --signal largest\n")
     assert run.stderr.count("\n") == 1
 
 

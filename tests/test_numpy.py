@@ -33,6 +33,15 @@ def test_convolve(mode: str, n: int, k: int) -> None:
     np.testing.assert_allclose(ours, np.convolve(x, w, mode), atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_warning_where_any_operand_may_be_the_signal() -> None:
+    x, w = randn(3), randn(7)
+    np.testing.assert_allclose(convein.conv_einsum("i,i->i|i", x, w, padding="full", flip=True), np.convolve(x, w))
+    for options in ({"flip": True}, {"padding": "full"}, {"padding": "full", "flip": True, "stride": 2}):
+        with pytest.raises(convein.ConveinWarning, match="operand 1 is longer"):
+            convein.conv_einsum("i,i->i|i", x, w, **options)
+
+
 @pytest.mark.parametrize("mode", ["full", "same", "valid"])
 @pytest.mark.parametrize(("n", "k"), [(7, 3), (3, 7), (4, 4), (6, 2)])
 def test_convolve_of_three(mode: str, n: int, k: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from opt_einsum import blas, get_symbol
 from opt_einsum.contract import PathInfo as OptEinsumPathInfo
 
-from convein.equation import written
+from convein.equation import ELLIPSIS, written
 from convein.network import Network
 from convein.planner.partial import taps_read
 from convein.windows import Correlation
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 LEAST_REMAINING = 20
+UNITS = {"time": "microseconds", "flops": "multiplications", "training": "multiplications", "memory": "elements"}
 
 
 class PathInfo(OptEinsumPathInfo):  # type: ignore[misc] # it has no types
@@ -78,8 +79,8 @@ class PathInfo(OptEinsumPathInfo):  # type: ignore[misc] # it has no types
         ]
         if plan.needs_grad:
             lines.append(f"    Saved for backward:  {_number(plan.saved)} elements besides the operands")
-        unit = " us" if plan.rates else ""
-        lines.append(f"             Optimizer:  {plan.optimizer}, {plan.cost} {_number(plan.total)}{unit}")
+        unit = f" {UNITS[plan.cost]}" if plan.cost in UNITS else ""
+        lines.append(f"             Optimizer:  {plan.optimizer}, by {plan.cost}: {_number(plan.total)}{unit}")
         if plan.rates:
             lines.append(f"                 Rates:  {plan.rates}")
         return "\n".join([*lines, *_table(self._rows, bool(plan.needs_grad))])
@@ -225,7 +226,10 @@ def _distinct(axes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _written(modes: Sequence[str]) -> str:
-    return "".join(map(written, modes))
+    batch = [mode for mode in modes if mode.startswith(ELLIPSIS)]
+    if batch != [f"{ELLIPSIS}{place}" for place in reversed(range(len(batch)))]:
+        return "".join(map(written, modes))  # "..." is aligned on the right, and these dimensions are not
+    return "".join(ELLIPSIS * (mode == batch[0]) if mode in batch else written(mode) for mode in modes)
 
 
 def _table(rows: Sequence[_Row], gradients: bool) -> list[str]:
@@ -274,10 +278,12 @@ def _within(expression: str, width: int) -> str:
     if len(expression) <= width:
         return expression
     inputs, arrow, output = expression.partition("->")
-    terms = inputs.split(",")
-    while len(terms) > 1 and len(",".join(terms)) + len(",..." + arrow + output) > width:
+    terms, left_out = inputs.split(","), 0
+    short = expression
+    while len(terms) > 1 and len(short) > width:
         terms.pop()
-    short = f"{','.join(terms)},...{arrow}{output}"
+        left_out += 1
+        short = f"{','.join(terms)},+{left_out} more{arrow}{output}"
     return short if len(short) <= width else f"{expression[: width - 3]}..."
 
 
