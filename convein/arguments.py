@@ -10,17 +10,19 @@ import torch
 from convein.equation import Equation
 from convein.errors import OperandError, OptionError, ShapeError
 from convein.network import Network
+from convein.operands import DTYPES
 from convein.options import as_integer, shown
 
 
 def with_constants(
-    operands: tuple[Any, ...], constants: Mapping[int, torch.Tensor] | Sequence[int] | None
+    operands: tuple[Any, ...], constants: Mapping[int, torch.Tensor] | Sequence[int] | None, equation: Equation
 ) -> tuple[tuple[Any, ...], dict[int, torch.Tensor]]:
     """All operands in place, and those that are constant."""
     if constants is None:
         return operands, {}
     if isinstance(constants, Mapping):
         total = len(operands) + len(constants)
+        _check_left_out(equation, len(operands), constants)
         fixed = {check_position(position, total, "constants"): tensor for position, tensor in constants.items()}
         if len(fixed) < len(constants):
             raise OptionError(
@@ -42,6 +44,18 @@ def with_constants(
                 hint="constants={position: tensor}, or constants=[position] with a tensor passed at that position",
             )
     return operands, fixed
+
+
+def _check_left_out(equation: Equation, passed: int, constants: Mapping[int, torch.Tensor]) -> None:
+    """A constant that is given by position is not passed a second time."""
+    if constants and passed == sum(term.constant is None for term in equation.inputs):
+        first = next(iter(constants))
+        raise OperandError(
+            f"constants gives operand {', '.join(map(shown, constants))}, and all {passed} operands were passed, too",
+            text=equation.text,
+            hint=f"constants={{{shown(first)}: ...}} stands in operand {shown(first)}'s place: "
+            "leave it out of the operands",
+        )
 
 
 def gradients_needed(operands: Sequence[Any], grad: bool | Sequence[int] | None, network: Network) -> int:
@@ -82,6 +96,11 @@ def check_kind(
     """The dtype and the device to compile for: what was given, else that of the tensors, else torch's default."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise OptionError(f"dtype={shown(dtype)}", hint="a dtype is torch's: dtype=torch.float32")
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(
+            f"dtype={dtype}: torch cannot multiply and add such numbers",
+            hint="convert the operands first, for example to torch.float32 or torch.int64",
+        )
     kind = dtype or (tensors[0].dtype if tensors else torch.get_default_dtype())
     if device is None:
         return kind, tensors[0].device if tensors else torch.get_default_device()

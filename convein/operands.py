@@ -11,6 +11,14 @@ import torch
 from convein.equation import Equation
 from convein.errors import OperandError
 
+# torch has others, and stores and converts them, but does not multiply and add them.
+DTYPES = frozenset(
+    {
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
+    }
+)
+
 
 def check_operands(operands: Sequence[Any], equation: Equation, positions: Sequence[int] | None = None) -> None:
     """Raises an OperandError unless all operands are tensors that torch would multiply with each other.
@@ -37,6 +45,13 @@ def check_operands(operands: Sequence[Any], equation: Equation, positions: Seque
                 text=equation.text,
                 spans=_places(equation, position),
                 hint="operands are dense tensors: .to_dense() or, of a nested one, .to_padded_tensor(0) makes one",
+            )
+        if operand.dtype not in DTYPES:
+            raise OperandError(
+                f"operand {position} has dtype {operand.dtype}, and torch cannot multiply and add such numbers",
+                text=equation.text,
+                spans=_places(equation, position),
+                hint=f"convert it first: {_conversion(operand)}",
             )
     _check_equal(numbered, equation, "device")
     if len({operand.dtype for operand in operands}) > 1 and not _autocast(operands):
@@ -97,6 +112,15 @@ def _hint(operand: object, operands: Sequence[object]) -> str:
         others = [other for other in operands if isinstance(other, np.ndarray)]
         return f"write {'numpy.asarray' if others else 'torch.tensor'}(...)"
     return "operands are torch tensors, or all of them numpy arrays"
+
+
+def _conversion(tensor: torch.Tensor) -> str:
+    """What makes a tensor of a dtype that can be computed with."""
+    if tensor.is_quantized:
+        return ".dequantize()"
+    if tensor.dtype.is_complex:
+        return ".to(torch.complex64)"
+    return ".to(torch.float32)" if tensor.dtype.is_floating_point else ".to(torch.int64)"
 
 
 def _places(equation: Equation, position: int) -> list[Any]:
