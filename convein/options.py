@@ -162,8 +162,7 @@ def _value_hint(name: str, value: object) -> str | None:
             return f"did you mean {_OTHER_WORDS[word]}?"
         if name in ("flip", "transposed") and word in ("true", "false"):
             return f"without quotes: {name}={word.capitalize()}"
-    digits = repr(value).lstrip("+-")
-    if name in _LEAST and digits.isdecimal() and len(digits) > 18:
+    if name in _LEAST and isinstance(value, int) and abs(value) >= 10**18:
         return "no size is that large"
     return None
 
@@ -210,7 +209,11 @@ def unknown_option(name: object, value: object) -> OptionError:
 
 def shown(value: object) -> str:
     """A value on one line and of bounded length, as it is written in Python; strings in double quotes."""
-    text = " ".join(repr(value).split())
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write very large integers
+        text = object.__repr__(value)
+    text = " ".join(text.split())
     if isinstance(value, str) and text[0] == text[-1] == "'" and '"' not in text:
         text = f'"{text[1:-1]}"'
     return text if len(text) <= 60 else text[:57] + "..."

@@ -467,7 +467,7 @@ TABLE = (
     "  Largest intermediate:  5.243e+05 elements\n"
     "       Multiplications:  forward 1.756e+07, backward 2.674e+07\n"
     "    Saved for backward:  3.932e+05 elements besides the operands\n"
-    "             Optimizer:  optimal, training 4.430e+07\n"
+    "             Optimizer:  optimal, by training: 4.430e+07 multiplications\n"
     "--------------------------------------------------------------------------------------------------\n"
     "scaling  kind                    current  convolved     forward   backward               remaining\n"
     "--------------------------------------------------------------------------------------------------\n"
@@ -520,8 +520,8 @@ def test_numbers_without_a_bar_are_those_of_opt_einsum() -> None:
 @pytest.mark.parametrize(
     ("optimize", "message"),
     [
-        ("optimum", "optimize='optimum' is not known; did you mean 'optimal'?"),
-        ("zzz", "optimize='zzz' is not known"),
+        ("optimum", 'optimize="optimum" is not known; did you mean "optimal"?'),
+        ("zzz", 'optimize="zzz" is not known'),
         (7, "optimize=7 is neither a name, nor a path, nor an optimiser"),
         ({(0, 1)}, "optimize={(0, 1)} is neither a name, nor a path, nor an optimiser"),
         (opt_einsum.RandomGreedy, "optimize=RandomGreedy is a class, and not an optimiser"),
@@ -532,7 +532,7 @@ def test_numbers_without_a_bar_are_those_of_opt_einsum() -> None:
         ([(0, 0), (0, 1)], "step 0 of the path has the position 0 twice"),
         ([(0, 1.5), (0, 1)], "step 0 of the path has the position 1.5, which is not an integer"),
         ([(), (0, 1), (0, 1)], "step 0 of the path is empty"),
-        ([(0, 1), "01"], "step 1 of the path is '01', and not a tuple of positions"),
+        ([(0, 1), "01"], 'step 1 of the path is "01", and not a tuple of positions'),
         ([0, 1], "step 0 of the path is 0, and not a tuple of positions"),
         (lambda *_: [(0, 1)], "the path that <lambda> gave is incomplete: 2 values are left at its end"),
         (lambda *_: None, "the path that <lambda> gave is None, and not a list of tuples"),
@@ -549,8 +549,8 @@ def test_what_is_no_search(optimize: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("cost", "message"),
     [
-        ("flop", "cost='flop' is not known; did you mean 'flops'?"),
-        ("quickly", "cost='quickly' is not known"),
+        ("flop", 'cost="flop" is not known; did you mean "flops"?'),
+        ("quickly", 'cost="quickly" is not known'),
         (3, "cost=3 is neither a name nor a callable"),
         (lambda step: -1, "the callable cost gave -1 for the step that joins [a=2 b=3], [b=3 c=4]"),
         (lambda step: float("nan"), "the callable cost gave nan for the step that joins [a=2 b=3], [b=3 c=4]"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from convein.errors import PlanError
 from convein.network import Network
+from convein.options import shown
 from convein.planner.partial import multiplications, partial
 from convein.planner.rates import Rates
 from convein.planner.timing import step_time
@@ -182,31 +183,37 @@ def choose_cost(cost: object, needs_grad: int, rates: Rates | None) -> tuple[str
             return name, COSTS[name](needs_grad, rates)
         known = ("auto", *COSTS)
         close = get_close_matches(cost.lower(), known, n=1)
-        guess = f"; did you mean {close[0]!r}?" if close else ""
-        raise PlanError(f"cost={cost!r} is not known{guess}", hint=f"it is one of {_listed(known)}, or a callable")
+        guess = f"; did you mean {shown(close[0])}?" if close else ""
+        raise PlanError(f"cost={shown(cost)} is not known{guess}", hint=f"it is one of {_listed(known)}, or a callable")
     if callable(cost):
         return getattr(cost, "__name__", type(cost).__name__), (Objective(_checked(cost), each=True),)
     raise PlanError(
-        f"cost={cost!r} is neither a name nor a callable",
+        f"cost={shown(cost)} is neither a name nor a callable",
         hint=f"it is one of {_listed(('auto', *COSTS))}, or a callable cost(step) -> float",
     )
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+    return ", ".join(map(shown, names))
 
 
 def _checked(cost: Callable[[StepSizes], Any]) -> CostFunction:
     def checked(step: StepSizes) -> float:
-        found = cost(step)
+        try:
+            found = cost(step)
+        except Exception as failure:
+            raise PlanError(
+                f"the callable cost failed: {type(failure).__name__}: {failure}",
+                hint="a cost is called as cost(step), and gives a number, 0 or more",
+            ) from failure
         try:
             value = float(found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not 0 <= value < math.inf:
             sides = ", ".join(_described(sizes) for sizes in (step.left, step.right))
             raise PlanError(
-                f"the callable cost gave {found!r} for the step that joins {sides}",
+                f"the callable cost gave {shown(found)} for the step that joins {sides}",
                 hint="a cost is a finite number, 0 or more",
             )
         return value

@@ -7,6 +7,7 @@ from operator import index
 from typing import Any
 
 from convein.errors import PlanError
+from convein.options import shown
 
 NUMBERING = (
     "a path is opt_einsum's: a list of tuples, each of positions in the list of values that are left; "
@@ -25,8 +26,9 @@ def read_path(path: Any, count: int, source: str = "the path") -> tuple[tuple[in
     Raises:
         PlanError: it is no path, or no path for so many operands.
     """
+    path = as_list(path)
     if not isinstance(path, Sequence) or isinstance(path, str | bytes):
-        raise PlanError(f"{source} is {path!r}, and not a list of tuples", hint=NUMBERING)
+        raise PlanError(f"{source} is {shown(path)}, and not a list of tuples", hint=NUMBERING)
     alive = list(range(count))
     steps = []
     for number, step in enumerate(path[1:] if list(path[:1]) == ["einsum_path"] else path):
@@ -40,9 +42,18 @@ def read_path(path: Any, count: int, source: str = "the path") -> tuple[tuple[in
     return tuple(steps)
 
 
+def as_list(path: Any) -> Any:
+    """A path whose steps, or which itself, may be arrays, with lists in their place; anything else as it is."""
+    if hasattr(path, "tolist"):
+        return path.tolist()
+    if isinstance(path, list | tuple) and any(hasattr(step, "tolist") for step in path):
+        return [step.tolist() if hasattr(step, "tolist") else step for step in path]
+    return path
+
+
 def _places(step: Any, name: str, left: int) -> tuple[int, ...]:
     if not isinstance(step, Sequence) or isinstance(step, str | bytes):
-        raise PlanError(f"{name} is {step!r}, and not a tuple of positions", hint=NUMBERING)
+        raise PlanError(f"{name} is {shown(step)}, and not a tuple of positions", hint=NUMBERING)
     if not step:
         raise PlanError(f"{name} is empty", hint=NUMBERING)
     places: list[int] = []
@@ -50,10 +61,12 @@ def _places(step: Any, name: str, left: int) -> tuple[int, ...]:
         try:
             place = index(given)
         except TypeError:
-            raise PlanError(f"{name} has the position {given!r}, which is not an integer", hint=NUMBERING) from None
+            raise PlanError(
+                f"{name} has the position {shown(given)}, which is not an integer", hint=NUMBERING
+            ) from None
         if not 0 <= place < left:
             values = f"{left} values are left, 0 to {left - 1}" if left > 1 else "one value is left, 0"
-            raise PlanError(f"{name} has the position {place}, and {values}", hint=NUMBERING)
+            raise PlanError(f"{name} has the position {shown(place)}, and {values}", hint=NUMBERING)
         if place in places:
             raise PlanError(f"{name} has the position {place} twice", hint=NUMBERING)
         places.append(place)

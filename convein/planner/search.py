@@ -10,6 +10,7 @@ from typing import Any
 
 from convein.errors import PlanError
 from convein.network import Network
+from convein.options import shown
 from convein.planner import exhaustive, meeting
 from convein.planner.borrowed import NAMES, ask, named
 from convein.planner.costs import Objective, choose_cost
@@ -19,7 +20,7 @@ from convein.planner.greedy import search_greedily
 from convein.planner.netcon import search_connected
 from convein.planner.order import Order, graft, join_smallest, score
 from convein.planner.partial import Partial, join, partial
-from convein.planner.paths import NUMBERING, read_path
+from convein.planner.paths import NUMBERING, as_list, read_path
 from convein.planner.plan import Path, Plan, steps_of
 from convein.planner.rates import Rates
 from convein.planner.subtrees import improve
@@ -101,9 +102,10 @@ def _found(problem: Frame, optimize: Any, objectives: Sequence[Objective]) -> tu
             return _left_to_right(problem, objectives)[0], name, ()
         steps = read_path(ask(problem, optimize, name), len(problem.values), f"the path that {name} gave")
         return _along(problem, steps, objectives), name, ()
-    if not isinstance(optimize, Sequence):
+    optimize = as_list(optimize)
+    if not isinstance(optimize, Sequence) or isinstance(optimize, bytes):
         hint = f"it is one of {_listed()}; a function (inputs, output, sizes, memory_limit); or a path: {NUMBERING}"
-        raise PlanError(f"optimize={optimize!r} is neither a name, nor a path, nor an optimiser", hint=hint)
+        raise PlanError(f"optimize={shown(optimize)} is neither a name, nor a path, nor an optimiser", hint=hint)
     steps = read_path(optimize, len(problem.values))
     given: Path = ()
     if steps and len(problem.values) > 1 and min(map(len, steps)) == 1 and max(map(len, steps)) == 2:
@@ -202,10 +204,10 @@ SEARCHES: Mapping[str, Search] = {
 
 def _unknown(optimize: str) -> PlanError:
     close = get_close_matches(optimize.lower(), [*SEARCHES, *NAMES], n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
+    guess = f"; did you mean {shown(close[0])}?" if close else ""
     hint = f"it is one of {_listed()}; a path; or an optimiser"
-    return PlanError(f"optimize={optimize!r} is not known{guess}", hint=hint)
+    return PlanError(f"optimize={shown(optimize)} is not known{guess}", hint=hint)
 
 
 def _listed() -> str:
-    return ", ".join(map(repr, [*SEARCHES, *NAMES]))
+    return ", ".join(map(shown, [*SEARCHES, *NAMES]))
