@@ -178,10 +178,10 @@ class Convolution:
     def _window(self, subset: int) -> tuple[int, int]:
         """First and last partial address kept by a set that holds the signal and not every filter."""
         n, lo, length = self._effective()
+        if not any(subset >> j & 1 for j in self.filters):
+            return 0, self.n - 1
         met = self._reach(subset)
         missing = self._reach(self.carriers & ~subset)
-        if met == 0 and not any(subset >> j & 1 for j in self.filters):
-            return 0, self.n - 1
         if self.transposed:
             return max(0, lo - missing), min((n - 1) * self.stride + met, length - 1 + lo)
         return max(-met, -lo), min(n - 1, self.stride * (length - 1) + missing - lo)

@@ -8,6 +8,9 @@ from convein.lowering.values import Value
 from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
+# Whole copies of a signal that a circular extension writes out one by one.
+MOST_WRAPS = 3
+
 
 def extend(writer: Writer, x: Value, c: Correlation) -> Value:
     """Adds entries before and after a signal as the padding mode says."""
@@ -16,6 +19,8 @@ def extend(writer: Writer, x: Value, c: Correlation) -> Value:
         return x
     x = writer.isolate(x, c.mode)
     dim = x.find(c.mode)
+    if c.padding_mode == "circular" and lo // c.n + hi // c.n > MOST_WRAPS:
+        return _wrapped(writer, x, c)
     pieces = {"circular": _circular, "reflect": _reflect, "replicate": _replicate}[c.padding_mode](c.n, lo, hi)
     shape = ["-1"] * len(x.axes)
     shape[dim] = "{size}"
@@ -143,6 +148,16 @@ def swap(writer: Writer, x: Value, w: Value, c: Correlation) -> tuple[Value, Val
 def can_swap(c: Correlation) -> bool:
     """Whether `swap` applies."""
     return c.stride == c.dilation == c.upsample == 1
+
+
+def _wrapped(writer: Writer, x: Value, c: Correlation) -> Value:
+    """A circular extension by many times the signal's length."""
+    dim = x.find(c.mode)
+    start, length = -c.extend[0] % c.n, c.n + sum(c.extend)
+    times = ["1"] * len(x.axes)
+    times[dim] = str(-(-(start + length) // c.n))
+    text = f"{x.name}.repeat({', '.join(times)}).narrow({dim}, {start}, {length})"
+    return writer.emit(text, [x], x.axes, {**x.sizes, c.mode: length}, writer.price.elementwise(0, [x]))
 
 
 def _circular(n: int, lo: int, hi: int) -> list[tuple[int, int, str]]:
