@@ -46,6 +46,10 @@ class Dialect:
             return NotImplemented
         return Dialect(f"{self.rules}\n{other.rules}", {**self.handlers, **other.handlers})
 
+    def __reduce__(self) -> tuple[type[Dialect], tuple[str, Mapping[str, Handler]]]:
+        """For copies and pickles: the parser is made again."""
+        return type(self), (self.rules, self.handlers)
+
     @property
     def parser(self) -> Lark:
         """The parser of the core language with these rules, made at first use."""

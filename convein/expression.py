@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from convein.drawing import Svg, draw_both
 from convein.errors import OperandError, ShapeError
+from convein.execution import checkpointed, load
 from convein.lowering import Program
 from convein.network import Network
 from convein.operands import check_operands, from_numpy
@@ -29,6 +30,8 @@ class Expression:
         positions: the operands that a call takes.
         shapes: their shapes; None where a size is free.
         dtype, device: what it was compiled for.
+        _rest: the program that is called: of the other operands, then of `_folded`.
+        _folded: what was computed of the constants.
     """
 
     program: Program
@@ -36,9 +39,20 @@ class Expression:
     shapes: tuple[tuple[int | None, ...], ...]
     dtype: torch.dtype
     device: torch.device
-    _function: Callable[..., Any] = field(repr=False)
+    _rest: Program = field(repr=False)
     _folded: tuple[torch.Tensor, ...] = field(repr=False)
-    _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype, torch.device], ...] = field(repr=False)
+    _checkpoint: bool = field(repr=False)
+    _function: Callable[..., Any] = field(init=False, repr=False)
+    _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype, torch.device], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        function = load(self._rest)
+        object.__setattr__(self, "_function", checkpointed(function) if self._checkpoint else function)
+        object.__setattr__(self, "_fixed", tuple((shape, self.dtype, self.device) for shape in self.shapes))
+
+    def __reduce__(self) -> tuple[type[Expression], tuple[object, ...]]:
+        """For copies and pickles: the function is made again from its program."""
+        return Expression, tuple(getattr(self, part.name) for part in fields(self) if part.init)
 
     @property
     def plan(self) -> Plan:
@@ -102,7 +116,8 @@ class Expression:
         equation = self.network.equation
         if len(operands) != len(self.positions):
             raise ShapeError(
-                f"this expression takes {len(self.positions)} operands, and {len(operands)} were passed",
+                f"this expression takes {len(self.positions)} operand{'' if len(self.positions) == 1 else 's'}, and "
+                f"{len(operands)} {'was' if len(operands) == 1 else 'were'} passed",
                 text=equation.text,
             )
         check_operands(operands, equation, self.positions)
@@ -160,7 +175,11 @@ class Expression:
             )
         for folded in self._folded[:1]:
             if folded.dtype != dtype and not torch.is_autocast_enabled(device.type):
-                raise OperandError(f"the constants have dtype {folded.dtype}, and the operands {dtype}", text=text)
+                raise OperandError(
+                    f"the constants have dtype {folded.dtype}, and the operands {dtype}",
+                    text=text,
+                    hint=f"convert the operands with .to({folded.dtype}), or compile with constants of {dtype}",
+                )
             if folded.device != device:
                 raise OperandError(f"the constants are on {folded.device}, and the operands on {device}", text=text)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from convein import cache, calibration
 from convein.arguments import (
@@ -23,7 +22,7 @@ from convein.arguments import (
 )
 from convein.binding import bind
 from convein.errors import OperandError
-from convein.execution import load
+from convein.execution import checkpointed, load
 from convein.expression import Expression
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
@@ -109,6 +108,7 @@ def conv_einsum(
             expression,
             choices if choices == _NO_CHOICES else freeze(choices),
             planning,
+            (optimize.__class__, checkpoint.__class__),  # 1 equals True, and means nothing here
             torch.is_grad_enabled(),
             *[(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands],
         )
@@ -167,7 +167,8 @@ def compile(
         *operands: a shape or a tensor for each input; None in a shape is a free size. A constant's tensor stands here,
             or in `constants`.
         constants: `{position: tensor}`, or the positions of operands passed as tensors: what depends on them alone is
-            computed now, once, and no gradient goes to them.
+            computed now, once, and no gradient goes to them. Those that only meet other operands are kept as they are,
+            without a copy: what is written to them later counts.
         dtype: of the operands to come; by default that of the tensors given, else torch's default.
         device: likewise.
         grad: which operands will need gradients: True, False or positions; None asks the tensors.
@@ -177,7 +178,7 @@ def compile(
         ConveinError: whatever does not fit, with the place in the expression.
     """
     request, operands = _request(expression, operands, options)
-    operands, fixed = with_constants(operands, constants)
+    operands, fixed = with_constants(operands, constants, request.equation)
     network = _bind_shapes(request, operands)
     tensors = {j: operand for j, operand in enumerate(operands) if isinstance(operand, torch.Tensor)}
     check_operands(tuple(tensors.values()), request.equation, tuple(tensors))
@@ -206,9 +207,9 @@ def compile(
         shapes=shapes,
         dtype=dtype,
         device=where,
-        _function=_callable(after, request),
+        _rest=after,
         _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
-        _fixed=tuple((shape, dtype, where) for shape in shapes),
+        _checkpoint=request.checkpoint,
     )
 
 
@@ -258,7 +259,9 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
     target = Target(dtype, operands[0].device.type, dict(network.sizes), calibration.current())
     orders = () if symbolic else tuple(map(memory_order, operands))
-    function = _callable(_program(request, network, target, needs_grad, orders=orders), request)
+    function = load(_program(request, network, target, needs_grad, orders=orders))
+    if request.checkpoint:
+        function = checkpointed(function)
     return _rechecked(function, request) if mixed else function
 
 
@@ -280,17 +283,6 @@ def _program(
         rates=target.rates if target.device == "cpu" else None,
     )
     return lower(planned, target, orders)
-
-
-def _callable(program: Program, request: Request) -> Callable[..., Any]:
-    function = load(program)
-    if not request.checkpoint:
-        return function
-
-    def checkpointed(*operands: torch.Tensor) -> Any:
-        return torch_checkpoint(function, *operands, use_reentrant=False)
-
-    return checkpointed
 
 
 def _rechecked(function: Callable[..., Any], request: Request) -> Callable[..., Any]:

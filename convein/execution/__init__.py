@@ -9,7 +9,9 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from convein.errors import OptionError
 from convein.lowering import Program
 
 _numbers = count(1)
@@ -25,6 +27,23 @@ def load(program: Program) -> Callable[..., Any]:
     function: Callable[..., Any] = namespace["program"]
     weakref.finalize(function, linecache.cache.pop, filename, None)
     return function
+
+
+def checkpointed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, of which only the operands are kept for the backward pass."""
+
+    def recomputed(*operands: torch.Tensor) -> Any:
+        try:
+            return torch_checkpoint(function, *operands, use_reentrant=False)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            raise OptionError(
+                "checkpoint=True does not work under torch.func.grad, vjp and jacrev: torch has no checkpoints there",
+                hint="leave checkpoint= out, or take the gradient with torch.autograd",
+            ) from error
+
+    return recomputed
 
 
 def run(program: Program, operands: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from convein.lowering.program import Program
+from convein.lowering.program import Program, Statement
 
 
 def fold(program: Program, constants: frozenset[str]) -> tuple[Program, Program]:
@@ -16,7 +16,8 @@ def fold(program: Program, constants: frozenset[str]) -> tuple[Program, Program]
 
     Returns:
         The program that takes the constants and returns what the rest needs of them, and the rest, which takes the
-        other parameters and then those results.
+        other parameters and then those results. The rest never returns one of those: what is done with its result must
+        not change a later call's.
     """
     known = set(constants)
     early, late = [], []
@@ -26,7 +27,11 @@ def fold(program: Program, constants: frozenset[str]) -> tuple[Program, Program]
             early.append(statement)
         else:
             late.append(statement)
-    wanted = {name for statement in late for name in statement.uses} | set(program.results)
+    (result,) = program.results
+    if result in known:
+        late.append(Statement("copy", f"{result}.clone()", (result,)))
+        result = "copy"
+    wanted = {name for statement in late for name in statement.uses}
     passed = tuple(name for name in (*program.parameters, *(s.target for s in early)) if name in known & wanted)
     free = tuple(name for name in program.parameters if name not in constants)
     before = replace(
@@ -35,4 +40,4 @@ def fold(program: Program, constants: frozenset[str]) -> tuple[Program, Program]
         statements=tuple(early),
         results=passed,
     )
-    return before, replace(program, parameters=(*free, *passed), statements=tuple(late))
+    return before, replace(program, parameters=(*free, *passed), statements=tuple(late), results=(result,))
