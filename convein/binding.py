@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 
-from convein.equation import ELLIPSIS, Equation, Term
-from convein.errors import ConveinWarning, OptionError, ShapeError
+from convein.equation import ELLIPSIS, Convolved, Equation, Term
+from convein.errors import OptionError, ShapeError, warn
+from convein.misplaced import short
 from convein.mistakes import as_names
 from convein.network import Network, Operand
-from convein.options import as_integer, shown
+from convein.options import ConvOptions, as_integer, shown
 from convein.resolve import resolve_convolution
 from convein.sizes import Axes, OpenShape, SizeSolver
+
+# A full convolution is the same whichever operand is the signal.
+_SYMMETRIC = ConvOptions(padding="full", flip=True)
 
 
 def bind(
@@ -48,7 +52,7 @@ def bind(
     for convolved in equation.convolved:
         found = [(j, solver.known[convolved.mode, j]) for j, o in enumerate(operands) if convolved.mode in o.modes]
         convolutions[convolved.mode] = resolve_convolution(equation, convolved, found)
-        _warn_about_signal(equation, convolved.mode, convolved.given, found)
+        _warn_about_signal(equation, convolved, found)
     output_axes = _expand_output(equation.output, depth)
     return Network(
         equation=equation,
@@ -70,6 +74,7 @@ def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[Op
             f"{'was' if len(shapes) == 1 else 'were'} passed",
             text=equation.text,
             spans=[term.span for term in passed],
+            hint=_spaced(equation.text, len(shapes)) if len(passed) < len(shapes) else None,
         )
     rest = iter(shapes)
     full = tuple(tuple(next(rest)) if term.constant is None else term.constant.shape for term in equation.inputs)
@@ -89,6 +94,13 @@ def _with_constants(equation: Equation, shapes: Sequence[OpenShape]) -> tuple[Op
                 hint=hint,
             )
     return full
+
+
+def _spaced(text: str, count: int) -> str | None:
+    """A hint, where spaces were meant to separate operands."""
+    inputs = text.partition("->")[0]
+    words = re.split(r"[\s,]+(?![^()]*\))", inputs.strip())
+    return f"spaces do not separate operands: write {short(','.join(words))}" if len(words) == count else None
 
 
 def _ellipsis_depth(equation: Equation, shapes: Sequence[OpenShape]) -> int:
@@ -141,14 +153,16 @@ def _checked_sizes(equation: Equation, axes: tuple[Axes, ...], sizes: Mapping[st
     return checked
 
 
-def _warn_about_signal(equation: Equation, mode: str, given: frozenset[str], found: list[tuple[int, int]]) -> None:
+def _warn_about_signal(equation: Equation, convolved: Convolved, found: list[tuple[int, int]]) -> None:
+    mode, options = convolved.mode, convolved.options
     (first, size), longest = found[0], max(found, key=lambda carrier: carrier[1])
-    if "signal" not in given and size < longest[1]:
-        warnings.warn(
-            f"{equation.text}: the signal of mode {mode} is operand {first} (size {size}), the first that carries it, "
-            f'and operand {longest[0]} is longer (size {longest[1]}); say signal="first" or signal="largest"',
-            ConveinWarning,
-            stacklevel=2,
+    if options == _SYMMETRIC:
+        return
+    if "signal" not in convolved.given and size < longest[1]:
+        warn(
+            f"{short(equation.text)}: the signal of mode {mode} is operand {first} (size {size}), the first that "
+            f"carries it, and operand {longest[0]} is longer (size {longest[1]}); "
+            'say signal="first" or signal="largest"'
         )
 
 

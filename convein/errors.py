@@ -6,9 +6,14 @@ message can forget them.
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Self
 
 
@@ -44,11 +49,11 @@ class ConveinError(ValueError):
         return type(self)(self.message, text=text, spans=tuple(spans) or self.spans, hint=self.hint)
 
     def __str__(self) -> str:
-        parts = [self.message]
+        parts = [_cropped(self.message)]
         if self.text is not None:
             parts.append(draw(self.text, self.spans))
         if self.hint is not None:
-            parts.append(self.hint)
+            parts.append(_cropped(self.hint))
         return "\n\n".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -85,7 +90,28 @@ class ConveinWarning(UserWarning):
     """Something legal that is probably not what was meant."""
 
 
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+
+def warn(message: str) -> None:
+    """Gives a ConveinWarning at the line that called this package."""
+    depth, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and _is_ours(frame):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, ConveinWarning, stacklevel=depth)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
 _WIDEST = 200
+_LONGEST = 600
+
+
+def _cropped(text: str) -> str:
+    """A sentence, without the middle of a list in it that is very long."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
 
 
 def draw(text: str, spans: Iterable[Span]) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from convein.equation import Equation
-from convein.errors import OptionError
+from convein.errors import ConveinError, OptionError
 from convein.interleaved import interleaved
 from convein.keywords import merge_options
 from convein.options import OPTION_NAMES, shown, unknown_option
@@ -60,7 +62,7 @@ def make_request(
     merged = {**PLANNING, **options}
     for name in options:
         if name not in PLANNING and name not in OPTION_NAMES:
-            raise _unknown(name, options[name])
+            raise _unknown(name, options[name], expression, merged["dialect"])
     if isinstance(expression, str):
         if merged["convolved"] is not None:
             raise OptionError(
@@ -86,6 +88,8 @@ def freeze(value: Any) -> Hashable:
         return ("dict", *((freeze(k), freeze(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
         return (type(value).__name__, *map(freeze, value))
+    if isinstance(value, np.ndarray):
+        return ("array", freeze(value.tolist()))
     try:
         hash(value)
     except TypeError:
@@ -131,7 +135,18 @@ def _check_planning(options: Mapping[str, Any]) -> None:
         )
 
 
-def _unknown(name: str, value: Any) -> OptionError:
+def _unknown(name: str, value: Any, expression: Any, dialect: Any) -> OptionError:
+    if _is_mode(name, expression, dialect):
+        hint = f'sizes of modes go into sizes={{"{name}": {shown(value)}}}'
+        return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=hint)
     if close := get_close_matches(name, PLANNING, 1, 0.75):
         return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=f"did you mean {close[0]}?")
     return unknown_option(name, value)
+
+
+def _is_mode(name: str, expression: Any, dialect: Any) -> bool:
+    try:
+        equation = parse(expression, _dialect(dialect))
+    except ConveinError:
+        return False
+    return any(name in dimension.modes for term in equation.inputs for dimension in term.dimensions)

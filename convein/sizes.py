@@ -71,7 +71,7 @@ class SizeSolver:
         while pending:
             waiting = [fact for fact in pending if not self._composed(fact)]
             if len(waiting) == len(pending):
-                self._underdetermined(waiting[0])
+                self._planned(waiting, free_hint)
             pending = waiting
 
     def kept_modes(self, operand: int) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class SizeSolver:
         return tuple(prod(self.known[key] for key in f.keys) if f.size is None else f.size for f in facts)
 
     def symbolic_sizes(self, symbolic: frozenset[tuple[int, int]]) -> tuple[SymbolicSize, ...]:
-        """Modes whose size only symbolic dimensions tell."""
+        """Modes whose size only symbolic dimensions tell; those of a composed dimension that is fixed are fixed too."""
         found = []
         for key, (operand, axis) in self.source.items():
             if isinstance(key, str) and (operand, axis) in symbolic:
@@ -100,9 +100,10 @@ class SizeSolver:
                     divisors = tuple(mode for mode in modes if mode != key)
                     found.append(SymbolicSize(key, operand, axis, divisors))
         fixed = {
-            fact.keys[0]
+            key
             for fact in self.facts
-            if len(fact.keys) == 1 and (fact.operand, fact.axis) not in symbolic and fact.size != 1
+            if (fact.operand, fact.axis) not in symbolic and (len(fact.keys) > 1 or fact.size != 1)
+            for key in fact.keys
         }
         return tuple(size for size in found if size.mode not in fixed)
 
@@ -180,9 +181,7 @@ class SizeSolver:
         if len(unknown) > 1:
             return False
         if fact.size is None:
-            if unknown:
-                self._underdetermined(fact)
-            return True
+            return not unknown
         rest = prod(self.known[key] for key in fact.keys if key in self.known)
         if not unknown:
             if rest != fact.size:
@@ -196,6 +195,16 @@ class SizeSolver:
         self.known[key] = size
         self.source[key] = (fact.operand, fact.axis)
         return True
+
+    def _planned(self, waiting: Sequence[_Fact], hint: int) -> None:
+        """Free dimensions tell nothing now: the one unknown mode of one of them is read from it at run time."""
+        for fact in waiting:
+            unknown = [key for key in fact.keys if key not in self.known]
+            if fact.size is None and len(unknown) == 1:
+                self.known[unknown[0]] = hint
+                self.source[unknown[0]] = (fact.operand, fact.axis)
+                return
+        self._underdetermined(waiting[0])
 
     def _clash(self, key: Key, before: int, fact: _Fact) -> NoReturn:
         mode = _name(key)
@@ -236,12 +245,17 @@ class SizeSolver:
     def _underdetermined(self, fact: _Fact) -> NoReturn:
         open_modes = list(dict.fromkeys(_name(key) for key in fact.keys if key not in self.known))
         filters = [m for m in open_modes if m in self.convolved]
-        suggestion = ", ".join(f"{mode}=..." for mode in open_modes[1:])
-        hint = f"give all but one of them: sizes=dict({suggestion})"
+        spare = next((mode for mode in open_modes if not mode.isdecimal()), open_modes[0])
+        given = [mode for mode in open_modes if mode != spare] or open_modes
+        suggestion = ", ".join(f'"{mode}": {mode if mode.isdecimal() else "..."}' for mode in given)
+        hint = f"give {'all but one of them' if len(open_modes) > 1 else 'it'}: sizes={{{suggestion}}}"
+        if numbers := [mode for mode in open_modes if mode.isdecimal()]:
+            hint += f"; {numbers[0]} is a name here, not a size"
         if filters and len(open_modes) == 1:
             hint = f"sizes= is the signal's size of {filters[0]}; a filter's is read from its own dimension"
         raise ShapeError(
-            f"dimension {fact.axis} of operand {fact.operand} has size {fact.size}, and nothing tells how it splits "
+            f"dimension {fact.axis} of operand {fact.operand} "
+            f"{'is free' if fact.size is None else f'has size {fact.size}'}, and nothing tells how it splits "
             f"into {' and '.join(open_modes)}",
             text=self.equation.text,
             spans=_dimension_spans(self.equation, fact),

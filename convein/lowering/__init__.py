@@ -97,7 +97,7 @@ def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:
         expression = f"x{symbolic.operand}.shape[{symbolic.axis}]"
         if symbolic.divisors:
             divisor = product(sizes[mode] for mode in symbolic.divisors)
-            expression += f" // {divisor}" if isinstance(divisor, int) else f" // ({divisor})"
+            expression += f" // ({divisor})" if "*" in str(divisor) else f" // {divisor}"
         writer.statements.append(Statement(name, expression, (f"x{symbolic.operand}",)))
         sizes[symbolic.mode] = name
     return sizes
