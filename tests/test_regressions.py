@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -214,3 +215,178 @@ def test_objects_as_options_inside_torch_compile() -> None:
     torch.testing.assert_close(traced(x, subsampling), x[..., ::4])
     result = torch.compile(chain, fullgraph=True, backend="aot_eager")(*operands)
     torch.testing.assert_close(result, 2 * torch.linalg.multi_dot(operands))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex32"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
+def test_dtypes_that_torch_cannot_compute_with_are_refused(dtype: str, device: str) -> None:
+    kind = getattr(torch, dtype)
+    x = torch.zeros(2, 3, dtype=kind, device=device)
+    for expression in ("ij->i", "ij->ji"):
+        with pytest.raises(convein.OperandError, match=f"operand 0 has dtype torch.{dtype}"):
+            conv_einsum(expression, x)
+        with pytest.raises(convein.OptionError, match=f"dtype=torch.{dtype}"):
+            convein.compile(expression, (2, 3), dtype=kind)
+    with pytest.raises(convein.OperandError, match="operand 0 has dtype torch"):
+        convein.compile("ij,jk->ik", x, (3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16])
+def test_small_dtypes_are_computed_with(dtype: torch.dtype) -> None:
+    assert torch.equal(conv_einsum("ij,jk->ik", torch.eye(3).to(dtype), torch.eye(3).to(dtype)), torch.eye(3).to(dtype))
+
+
+def test_a_warning_points_at_the_call() -> None:
+    x, w = randn(3), randn(5)
+    calls = (
+        lambda: conv_einsum("i,i->i|i", x, w),
+        lambda: convein.compile("i,i->i|i", x.shape, w.shape),
+        lambda: convein.contract_path(x, [0], w, [0], [0], convolved=[0]),
+    )
+    for call in calls:
+        with pytest.warns(convein.ConveinWarning, match="operand 1 is longer") as caught:
+            call()
+        assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, call.__code__.co_firstlineno)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "shapes", "sizes", "given"),
+    [
+        ("(a b),b->ab", [(None,), (3,)], {}, [(12,), (3,)]),
+        ("(a b),(b c),c->ac", [(None,), (None,), (4,)], {}, [(6,), (12,), (4,)]),
+        ("(a b)->ba", [(None,)], {"b": 3}, [(15,)]),
+    ],
+)
+def test_a_free_composed_dimension(expression: str, shapes: list[Any], sizes: dict[str, int], given: list[Any]) -> None:
+    compiled = convein.compile(expression, *shapes, sizes=sizes)
+    operands = [randn(*shape) for shape in given]
+    torch.testing.assert_close(compiled(*operands), conv_einsum(expression, *operands, sizes=sizes))
+    with pytest.raises(convein.ShapeError, match="dimension 0 of operand 0 has size 7, and the other dimensions"):
+        compiled(randn(7), *operands[1:])
+
+
+def test_free_composed_dimensions_that_nothing_splits() -> None:
+    with pytest.raises(convein.ShapeError, match=r'operand 0 is free, (.|\n)*give all but one of them.*"b": '):
+        convein.compile("(a b)->ab", (None,))
+    with pytest.raises(convein.ShapeError, match=r'give it: sizes=\{"a": \.\.\.\}'):
+        convein.compile("(a a)->a", (None,))
+
+
+def test_a_free_mode_of_a_fixed_composed_dimension_is_fixed() -> None:
+    x = randn(12)
+    for compiled in (
+        convein.compile("(a b),b->ab", (None,), constants={0: x}, sizes={"b": 3}),
+        convein.compile("(a b),b->ab", (12,), (None,), sizes={"b": 3}),
+    ):
+        operands = [randn(size) for size in (12, 3, 4)]
+        assert compiled(*operands[-len(compiled.positions) - 1 : -1]).shape == (4, 3)
+        with pytest.raises(convein.ShapeError, match=r"operand 1 has size 4, and the other dimensions make it 3"):
+            compiled(*[operands[j and 2] for j in compiled.positions])
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        (lambda _: {}["a"], "the callable cost failed: KeyError: 'a'"),
+        (lambda: 1, "the callable cost failed: TypeError"),
+        (lambda _: 10**400, "the callable cost gave 10000"),
+        (lambda _: 10**5000, "the callable cost gave <int object"),
+    ],
+)
+def test_what_a_callable_cost_does_wrong(cost: Any, message: str) -> None:
+    with pytest.raises(convein.PlanError) as caught:
+        convein.contract_path("ij,jk,kl->il", (2, 3), (3, 4), (4, 5), cost=cost)
+    assert str(caught.value).startswith(message)
+
+
+def test_paths_made_of_arrays() -> None:
+    shapes = [(2, 3), (3, 4), (4, 5)]
+    for path in ([[1, 2], [0, 1]], np.array([[1, 2], [0, 1]]), [np.array([1, 2]), (0, 1)]):
+        assert convein.contract_path("ij,jk,kl->il", *shapes, optimize=path)[0] == [(1, 2), (0, 1)]
+    operands = [randn(*shape) for shape in shapes]
+    path = np.array([[1, 2], [0, 1]])
+    before = conv_einsum("ij,jk,kl->il", *operands, optimize=path)
+    path[0] = 0, 1
+    assert torch.allclose(conv_einsum("ij,jk,kl->il", *operands, optimize=path), before)
+    path[0] = 7, 8
+    with pytest.raises(convein.PlanError, match="position 7"):
+        conv_einsum("ij,jk,kl->il", *operands, optimize=path)
+    for wrong in (iter([(1, 2), (0, 1)]), b"optimal", np.array(3)):
+        with pytest.raises(convein.PlanError, match="is neither a name, nor a path, nor an optimiser"):
+            conv_einsum("ij,jk,kl->il", *operands, optimize=wrong)
+
+
+@pytest.mark.parametrize("padding", [(0, 41), (41, 0), (20, 20), (7, 400)])
+def test_a_signal_wrapped_many_times(padding: tuple[int, int]) -> None:
+    x, w = randn(2, 5, dtype=torch.float64).requires_grad_(), randn(2, 3, dtype=torch.float64).requires_grad_()
+    options: dict[str, Any] = {"padding": {"i": padding}, "padding_mode": "circular"}
+    assert len(convein.compile("bi,bi->bi|i", x, w, **options).source) < 400
+    indices = torch.arange(-padding[0], 5 + padding[1]).remainder(5)
+    expected = F.conv1d(x[:, indices][None], w[:, None], groups=2)[0]
+    result = conv_einsum("bi,bi->bi|i", x, w, **options)
+    torch.testing.assert_close(result, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), [x, w]) for y in (result, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("expression", "count"), [("ij,jk->ik", 2), ("ij->ji", 1), ("ij->ij", 1)])
+def test_what_is_done_with_a_constant_result_changes_no_other(expression: str, count: int) -> None:
+    constants = [randn(3, 4), randn(4, 5)][:count]
+    compiled = convein.compile(expression, constants=dict(enumerate(constants)))
+    expected = torch.einsum(expression, *constants).clone()
+    compiled().zero_()
+    assert torch.equal(compiled(), expected)
+    assert constants[0].any()
+
+
+def test_checkpoints_inside_the_gradients_of_torch_func() -> None:
+    x, y = randn(2, 3), randn(3, 4)
+    compiled = convein.compile("ij,jk->", x, y, checkpoint=True)
+    for call in (compiled, lambda x, y: conv_einsum("ij,jk->", x, y, checkpoint=True)):
+        with pytest.raises(convein.OptionError, match="checkpoint=True does not work under"):
+            torch.func.grad(call)(x, y)
+        assert torch.allclose(call(x, y), (x @ y).sum())
+
+
+def test_compiled_expressions_and_dialects_can_be_saved() -> None:
+    x, w = randn(2, 3, 8), randn(4, 3, 3)
+    for options in ({}, {"checkpoint": True}, {"dialect": POOLING}):
+        compiled = convein.compile("bsh,tsh->bth|h", x.shape, constants={1: w}, **options)
+        file = io.BytesIO()
+        torch.save(compiled, file)
+        file.seek(0)
+        for copied in (torch.load(file, weights_only=False), copy.deepcopy(compiled)):
+            assert str(copied) == str(compiled)
+            assert torch.equal(copied(x), compiled(x))
+    dialect = pickle.loads(pickle.dumps(POOLING))
+    assert torch.equal(conv_einsum("i->i|i[avg=2]", torch.arange(4.0), dialect=dialect), torch.tensor([0.5, 2.5]))
+
+
+def test_options_that_equal_true_are_refused_after_true_too() -> None:
+    x = randn(2, 3)
+    for checkpoint in (False, True, 0, 1):
+        if isinstance(checkpoint, bool):
+            conv_einsum("ij->i", x, checkpoint=checkpoint, optimize=checkpoint)
+        else:
+            with pytest.raises(convein.OptionError, match=f"checkpoint={checkpoint}"):
+                conv_einsum("ij->i", x, checkpoint=checkpoint)
+            with pytest.raises(convein.PlanError, match=f"optimize={checkpoint}"):
+                conv_einsum("ij->i", x, optimize=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("expression", "shapes", "options"),
+    [
+        (f"({' '.join(f'm{j}' for j in range(800))})->(m0)", [(7,)], {}),
+        (",".join(["i"] * 1500) + "->i|i[signal=9999]", [(3,)] * 1500, {}),
+        ("".join(f"(m{j})" for j in range(300)) + "->(m0)", [(1,) * 300], {"sizes": {"z" * 3000: 2}}),
+        ("ij->i", [(2,) * 1000], {}),
+        ("i,i,i->i", [(2,)] * 3, {"optimize": [(10**5000, 1)]}),
+        ("i,i->i|i", [(2,)] * 2, {"stride": 10**5000}),
+    ],
+)
+def test_messages_stay_short(expression: str, shapes: list[Any], options: dict[str, Any]) -> None:
+    with pytest.raises(convein.ConveinError) as caught:
+        convein.contract_path(expression, *shapes, **options)
+    assert len(str(caught.value)) < 1500
