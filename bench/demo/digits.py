@@ -112,9 +112,7 @@ def main() -> bool:
         count = sum(parameter.numel() for parameter in network.parameters())
         score = f"{scores[kind]:10.1%}" if kind in scores else "  timed for one epoch only"
         print(f"  {kind:14}{count:12}{seconds[kind]:12.3f}{score}")
-    print(
-        "At this tiny size time is mostly the fixed cost of each call of torch, and a factorised layer makes more calls:"
-    )
+    print("Layers this tiny take mostly the fixed cost of each call of torch, and a factorised layer makes more calls:")
     print("an eighth of the dense network's parameters is not an eighth of its time.")
     good = scores["searched"] >= ACCURACY
     print(
