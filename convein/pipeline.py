@@ -65,7 +65,8 @@ def conv_einsum(
     """The tensor that an expression means, evaluated in the cheapest order.
 
     Every option of a convolution is one value for all convolved modes, or a dict by mode; it may stand in the text too
-    (`|h[stride=2], w`).
+    (`|h[stride=2], w`). Defaults: stride 1, dilation 1, padding "same", padding_mode "zeros", flip False, signal "first",
+    transposed False, output_padding 0.
 
     Args:
         expression: `"inputs -> output | convolved modes"`, or the first operand of the interleaved form
@@ -83,12 +84,17 @@ def conv_einsum(
         output_padding: extra length of a transposed convolution's output.
         optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
             cotengra, or an explicit path.
-        cost: what the search minimises: "auto", "time", "flops", "training", "memory", or a callable.
+        cost: what the search minimises: "auto", "time", "flops", "training", "memory", or the sum of a function of a
+            step, which has `left`, `right`, `result` (mode to size) and `macs`.
         memory_limit: None; a limit is refused by this version.
         checkpoint: True keeps only the operands for the backward pass and computes the rest again.
         backend: "auto" or "torch".
         dialect: rules added to the language.
         **unknown: refused, with the right name.
+
+    Returns:
+        The result. Its memory order is whatever is fastest, often channels last: use `.reshape` on it, or
+        `.contiguous()` before `.view`.
 
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
@@ -164,8 +170,9 @@ def compile(
 
     Args:
         expression: as for `conv_einsum`.
-        *operands: a shape or a tensor for each input; None in a shape is a free size. A constant's tensor stands here,
-            or in `constants`.
+        *operands: a shape or a tensor for each input. None in a shape is a free size, the batch's for example: orders
+            are planned as if it were 32, and convolved modes need a number. A constant's tensor stands here, or in
+            `constants`.
         constants: `{position: tensor}`, or the positions of operands passed as tensors: what depends on them alone is
             computed now, once, and no gradient goes to them. Those that only meet other operands are kept as they are,
             without a copy: what is written to them later counts.
@@ -186,8 +193,10 @@ def compile(
     check_constants(request.equation, dtype)
     check_fixed(fixed, request.equation, dtype, where)
     needs_grad = gradients_needed(operands, grad, network) & ~sum(1 << position for position in fixed)
-    orders = tuple(memory_order(operand) if isinstance(operand, torch.Tensor) else () for operand in operands)
-    target = Target(dtype, where.type, dict(network.sizes), calibration.current())
+    # Calls may bring other layouts: only what is likely to come again decides, and nothing relies on it.
+    lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
+    orders = tuple(memory_order(tensors[j]) if j in tensors and j in lasting else () for j in range(len(operands)))
+    target = Target(dtype, where.type, dict(network.sizes), calibration.current(), knows_memory=False)
     program = _program(request, network, target, needs_grad, frozenset(fixed), orders)
     before, after = fold(program, frozenset(f"x{position}" for position in fixed))
     with torch.no_grad():
@@ -258,7 +267,8 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     check_constants(request.equation, dtype)
     needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
     target = Target(dtype, operands[0].device.type, dict(network.sizes), calibration.current())
-    orders = () if symbolic else tuple(map(memory_order, operands))
+    unknown = {position for position, _ in symbolic}
+    orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
     function = load(_program(request, network, target, needs_grad, orders=orders))
     if request.checkpoint:
         function = checkpointed(function)

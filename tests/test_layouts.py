@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -62,3 +63,21 @@ def test_a_network_of_convolutions_keeps_its_channels_last() -> None:
 def test_the_price_of_a_program_is_that_of_its_statements() -> None:
     program = convein.compile("bshw,tshw->bthw|hw", (8, 16, 28, 28), (32, 16, 3, 3)).program
     assert program.price == sum(statement.price for statement in program.statements) > 0
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_compiled_expression_takes_operands_in_any_memory_order(grad: bool) -> None:
+    expression, shapes = "bhc,cab,ahb->bch|h", [(2, 7, 3), (3, 1, 2), (1, 3, 2)]
+    compiled = convein.compile(expression, *shapes, flip=True, padding="valid", optimize=[(0, 1), (0, 1)], grad=grad)
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randint(-3, 4, shape, generator=generator).float() for shape in shapes]
+    expected = reference.conv_einsum(expression, *[x.double() for x in operands], flip=True, padding="valid")
+    for orders in itertools.product(itertools.permutations(range(3)), repeat=3):
+        placed = [
+            x.permute(order).contiguous().permute(sorted(range(3), key=order.__getitem__)).requires_grad_(grad)
+            for x, order in zip(operands, orders, strict=True)
+        ]
+        value = compiled(*placed)
+        torch.testing.assert_close(value.double(), expected)
+        if grad:
+            value.sum().backward()

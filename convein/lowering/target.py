@@ -20,12 +20,14 @@ class Target:
         dtype: of the result; device: "cpu", "cuda", ....
         hints: for modes whose size is only known at run time, the size to plan with.
         rates: what the machine does per second.
+        knows_memory: whether operands will always lie in memory as they do now, or may come in another order of axes.
     """
 
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     hints: Mapping[str, int] = field(default_factory=dict, hash=False)
     rates: Rates = SHIPPED
+    knows_memory: bool = True
 
     @property
     def chooses_layouts(self) -> bool:
