@@ -182,6 +182,23 @@ def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str], line: str, wo
         assert word in complaint
 
 
+@pytest.mark.parametrize("line", ["ij,jk- 4,7 7,3", "i j, j k - 4,7 7,3"])
+def test_an_expression_without_quotes(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    assert "the expression stands in quotes" in refused(capsys, line)
+    assert "quotes" not in refused(capsys, "'ij,jk->ik' None,3 4x7")
+
+
+def test_batch_dimensions_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "...ij,l...j->...il" in printed(capsys, "'...ij,...jk,kl->...il' 2,3,4,5 3,5,6 6,7")
+
+
+def test_operands_left_out_of_the_table_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    chain = ",".join(f"({a}{a}{a}{a})({b}{b}{b}{b})" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    table = printed(capsys, f"'{chain}->(aaaa)(iiii)' {' '.join(['2,2'] * 8)}")
+    assert " more->(aaaa)(iiii)" in table
+    assert "..." not in table.split("scaling  kind")[1]
+
+
 @pytest.mark.parametrize("line", ["", f"{CONV} --groups 2", f"{CONV} --stride", f"{CONV} -3,4"])
 def test_usage(capsys: pytest.CaptureFixture[str], line: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -68,8 +68,14 @@ def test_the_commands_of_the_readme_print_what_it_says(example: Example) -> None
     command = shlex.split(example.code.removeprefix("$ "))
     assert command[0] == "python"
     run = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    assert (run.returncode, run.stderr) == (0, "")
     assert lines(run.stdout) == lines(example.output), run.stdout
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    linked = [path for path in re.findall(r"\]\(([^()]+)\)", README) if "://" not in path]
+    assert "bench/demo/cp-layer.svg" in linked
+    assert all((Path(__file__).parents[1] / path).is_file() for path in linked)
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
