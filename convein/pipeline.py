@@ -65,8 +65,8 @@ def conv_einsum(
     """The tensor that an expression means, evaluated in the cheapest order.
 
     Every option of a convolution is one value for all convolved modes, or a dict by mode; it may stand in the text too
-    (`|h[stride=2], w`). Defaults: stride 1, dilation 1, padding "same", padding_mode "zeros", flip False, signal "first",
-    transposed False, output_padding 0.
+    (`|h[stride=2], w`). Defaults: stride 1, dilation 1, padding "same", padding_mode "zeros", flip False, signal
+    "first", transposed False, output_padding 0.
 
     Args:
         expression: `"inputs -> output | convolved modes"`, or the first operand of the interleaved form
