@@ -116,7 +116,7 @@ def test_optimal_is_the_best_of_all_orders(case: Case, cost: str, needs_grad: in
     assume(not network.is_zero)
     needs_grad &= network.everything
     constants &= network.everything & ~needs_grad
-    found = plan(network, optimize="optimal", cost=cost, needs_grad=needs_grad, constants=constants)
+    found = plan(network, optimize="optimal", cost=cost, needs_grad=needs_grad, constants=constants, rates=SHIPPED)
     arguments = cost, needs_grad, constants
     best = min(value(network, order, *arguments) for order in every_order(len(network.operands)))
     assert value(network, found.ssa_path, *arguments) == pytest.approx(best, rel=1e-9)

@@ -16,6 +16,9 @@ from convein.planner.partial import Partial, join, multiplications
 
 Order = tuple[tuple[int, int], ...]
 
+# A time is a float: what takes longer than this takes this long.
+ENDLESS = 10**90
+
 
 def score(problem: Frame, order: Order, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """What an order costs by each objective; exact as long as the objective computes in integers."""
@@ -44,9 +47,11 @@ def _step(problem: Frame, objective: Objective, sides: Sequence[tuple[Partial, i
     if objective.timed:
         met = problem.network.join(left.operands, right.operands)
         taps = prod(c.kernel for c in met) if met else 0
-        pairs = replace(pairs, left=left.elements, right=right.elements, taps=taps)
+        numbers = {"macs": macs, "elements": result.elements, "left": left.elements, "right": right.elements}
+        limited = {name: float(min(number, ENDLESS)) for name, number in numbers.items()}
+        return float(objective.of(replace(pairs, **limited, taps=taps)))
     found: float = objective.of(pairs)
-    return float(found) if objective.timed else found
+    return found
 
 
 def graft(steps: list[tuple[int, int]], numbers: Sequence[int], order: Order, operands: int) -> int:
