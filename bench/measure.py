@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SAMPLE_SECONDS = 2e-3
 LONG_SECONDS = 0.05
-# A variant that takes more than so many times the fastest's time is sampled in fewer rounds.
+# A variant that takes more than so many times the first one's time is sampled in fewer rounds.
 SLOW = 1.3
 LEAST_ROUNDS = 3
 GOLDEN = (5**0.5 - 1) / 2
@@ -80,11 +80,11 @@ def warm_up(call: Callable[[], object]) -> tuple[int, float]:
 def shares(spent: Mapping[str, float], rounds: int, seconds: float) -> dict[str, float]:
     """In which part of all rounds each variant is sampled, from the seconds that its samples take.
 
-    Those that compete are in every round; the slower one is, the fewer it is in. No variant's samples take much more
-    than `seconds` in all.
+    Those that compete with the first are in every round; the slower one is, the fewer it is in. No variant's samples
+    take much more than `seconds` in all.
     """
-    fastest = min(spent.values())
-    wanted = {name: max(LEAST_ROUNDS, rounds * (SLOW * fastest / each) ** 2) for name, each in spent.items()}
+    first = next(iter(spent.values()))
+    wanted = {name: max(LEAST_ROUNDS, rounds * (SLOW * first / each) ** 2) for name, each in spent.items()}
     return {name: max(1, min(wanted[name], seconds / each)) / rounds for name, each in spent.items()}
 
 

@@ -6,7 +6,6 @@ as the way wants them). Where a way needs more memory than `MOST_BYTES` for one 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,7 +21,6 @@ from cases.forms import KERNEL, SPATIAL, Case, Operands, memory_format
 from cases.plain import chain, left_to_right
 
 MOST_BYTES = 2**30
-TOLERANCE = 1e-4
 IMPLEMENTATIONS = {
     "CP": ("factorized", "reconstructed", "mobilenet"),
     "Tucker-2": ("factorized", "reconstructed"),
@@ -145,7 +143,8 @@ def _patterns(given: Operands) -> Way | str:
     equation = f"b{inner}HW,hYH,wXW,{','.join(given.form.inputs[1:])}->b{outer}YX"
     pattern = index_pattern(given.case.size, KERNEL, padding=KERNEL // 2, dtype=torch.float32)
     operands = (pattern, pattern, *given.factors)
-    contract = _contraction(equation, (given.split().shape, *(tuple(operand.shape) for operand in operands)))
+    shapes = (given.split().shape, *(tuple(operand.shape) for operand in operands))
+    contract = _contraction(equation, shapes)
     if isinstance(contract, str):
         return contract
     return _way(given, lambda: contract(given.split(), *operands).reshape(given.x.shape))
@@ -182,30 +181,3 @@ def _contraction(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Callable
 def _too_large(elements: int) -> str:
     size = elements * 4
     return f"a result of {size / 2**30:.1f} GiB" if size > MOST_BYTES else ""
-
-
-def check(case: Case, name: str, way: Way, wanted: Sequence[Tensor], gradient: Tensor) -> float:
-    """That a way computes what the others do: the result, the gradient of x, and the factors' as long as wanted.
-
-    Returns:
-        The seconds that it took.
-    """
-    start = time.perf_counter()
-    result, *slopes = evaluate(case, way, gradient)
-    spent = time.perf_counter() - start
-    pairs = list(zip([result, *slopes[:1]], wanted, strict=False))
-    if len(way.leaves) == len(wanted) - 1:
-        pairs += [(a.norm(), b.norm()) for a, b in zip(slopes[1:], wanted[2:], strict=True)]
-    for number, (mine, other) in enumerate(pairs):
-        error = float((mine - other).abs().max() / other.abs().max())
-        if not error < TOLERANCE:
-            raise ValueError(f"{case}, {name}: value {number} is off by {error:.1e}")
-    return spent
-
-
-def evaluate(case: Case, way: Way, gradient: Tensor) -> tuple[Tensor, ...]:
-    """The result, and in training the gradients of the leaves."""
-    result = way.call()
-    if not case.trains:
-        return (result,)
-    return result.detach(), *torch.autograd.grad(result, way.leaves, gradient)

@@ -52,7 +52,7 @@ def chain(
         order: pairs of values.
     """
     values = dict(enumerate(inputs))
-    steps = []
+    steps: list[tuple[int, int, Step]] = []
     largest = 0
     for number, (i, j) in enumerate(order, len(inputs)):
         first, second = (j, i) if "b" in values[j] else (i, j)
