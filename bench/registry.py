@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import summary
-from cases import contractions, layers, overhead, planner
+from cases import contractions, imports, layers, overhead, planner
 from measure import Group, Timing
 
 CASES: dict[str, Callable[[], Iterator[Group]]] = {
     "overhead": overhead.groups,
+    "imports": imports.groups,
     "planner": planner.groups,
     "layers": layers.groups,
     "contractions": contractions.groups,

@@ -31,7 +31,6 @@ CALLS = ("operands", "arguments", "request", "expression", "tracing", "cache", "
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "__main__")
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 LONGEST_FILE = 350
-IMPORT_SECONDS = 0.3
 
 
 def sources(*folders: str) -> list[Path]:
@@ -139,23 +138,18 @@ def test_every_room_of_the_road_is_there() -> None:
 
 
 IMPORT_PROBE = """
-import sys, time
+import sys
 import torch
 before = set(sys.modules)
-start = time.perf_counter()
 import convein
-print(time.perf_counter() - start, *sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
 
 
-def test_importing_convein_is_cheap_and_brings_no_optional_library() -> None:
-    seconds, libraries = [], set()
-    for _ in range(3):
-        run = subprocess.run([sys.executable, "-c", IMPORT_PROBE], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        spent, *names = run.stdout.split()
-        seconds.append(float(spent))
-        libraries.update(names)
+def test_importing_convein_brings_no_optional_library() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORT_PROBE], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    libraries = set(run.stdout.split())
     assert "convein" in libraries
-    assert not libraries & {"triton", "matplotlib", "PIL", "scipy", "sklearn", "pandas", "cotengra", "tqdm"}
-    assert min(seconds) < IMPORT_SECONDS
+    optional = {"triton", "matplotlib", "PIL", "scipy", "sklearn", "pandas", "cotengra", "tqdm"}
+    assert not libraries & {*optional, "lark", "networkx"}
