@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import convein
+import reference
 from convein import conv_einsum
 from convein.dialects import POOLING
 from convein.equation import Option
@@ -390,3 +391,19 @@ def test_messages_stay_short(expression: str, shapes: list[Any], options: dict[s
     with pytest.raises(convein.ConveinError) as caught:
         convein.contract_path(expression, *shapes, **options)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_with_weights_that_are_not_contiguous(dtype: torch.dtype) -> None:
+    """torch refuses them: "slow_conv2d: grad_weight must be contiguous"."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, dtype=dtype, generator=generator).requires_grad_()
+    whole = torch.randn(4, 4, dtype=dtype, generator=generator).requires_grad_()
+    for place in (lambda w: w[:2, :2].T, lambda w: w[::2, ::2], lambda w: w[:2, :2]):
+        first = []
+        for call in (convein.conv_einsum, reference.conv_einsum):
+            value = call("ha,ha->h|h", x, place(whole), padding="full")
+            gradients = torch.autograd.grad(value.square().sum(), (x, whole), create_graph=True)
+            first.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), (x, whole)))
+        for ours, theirs in zip(*first, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -213,12 +213,10 @@ def _pad_text(pads: list[tuple[int, int]]) -> str:
 def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
     taps: list[Axis] = [axis if axis and axis[0] in by_mode else () for axis in roles.spatial]
     channels = (roles.summed, roles.free) if transposed else (roles.free, roles.summed)
-    # oneDNN reads permuted weights of groups wrongly where an axis has size 1, and refuses their gradients.
-    dense = writer.target.chooses_layouts
-    arranged = writer.arrange(w, (roles.groups + channels[0], channels[1], *taps), dense=dense)
-    if dense and not writer.target.knows_memory and w.name.startswith("x") and (roles.groups or transposed):
-        return writer.emit(f"{arranged.name}.contiguous()", [arranged], arranged.axes, arranged.sizes)
-    return arranged
+    target = writer.target
+    # oneDNN reads permuted weights of groups wrongly where an axis has size 1.
+    surprising = target.chooses_layouts and not target.knows_memory and bool(roles.groups or transposed)
+    return writer.weight(w, (roles.groups + channels[0], channels[1], *taps), always=surprising)
 
 
 def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) -> str:

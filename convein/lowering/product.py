@@ -97,7 +97,7 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
         return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
     if target.prefers_pointwise_conv:
-        a = writer.arrange(w, (free, summed, ()), dense=True)
+        a = writer.weight(w, (free, summed, ()))
         price = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
         return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, price)
     a = writer.arrange(w, (free, summed))
@@ -111,7 +111,7 @@ def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: 
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     images, pixels = _images([x.sizes[mode] for mode in rows])
     a = writer.arrange(x, (rows, summed))
-    b = writer.arrange(w, (free, summed, (), ()), dense=True)
+    b = writer.weight(w, (free, summed, (), ()))
     numbers = [_count(target, sizes, modes) for modes in (rows, summed, free)]
     kind = rates.MATRIX if images == 1 else rates.ROWS
     price = writer.price.matrix(kind, 1, numbers[0], numbers[1], numbers[2], (a, b))

@@ -76,6 +76,21 @@ class Writer:
             text += ".contiguous()"
         return self.emit(text, [value], wanted, value.sizes, self.price.copy(value) if copies else 0.0)
 
+    def weight(self, value: Value, axes: Iterable[Axis], *, always: bool = False) -> Value:
+        """The value as weights of a convolution, contiguous where torch relies on it.
+
+        Args:
+            value: the weights.
+            axes: as for `arrange`.
+            always: also where no gradient is needed: torch's second derivatives want contiguous weights.
+        """
+        arranged = self.arrange(value, axes, dense=True)
+        passed = value.name.startswith("x") and arranged.axes
+        copied = bool(self.statements) and self.statements[-1].expression.endswith(".contiguous()")
+        if not passed or copied or not (value.grad or always):
+            return arranged
+        return self.emit(f"{arranged.name}.contiguous()", [arranged], arranged.axes, arranged.sizes)
+
     def transpose(self, value: Value, order: tuple[int, ...]) -> Value:
         """A view with the axes in another order than the memory's, for calls that look at the strides."""
         text = f"{value.name}.permute({', '.join(map(str, order))})"
