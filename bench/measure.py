@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-SAMPLE_SECONDS = 2e-3
+SAMPLE_SECONDS = 1e-3
 LONG_SECONDS = 0.05
 # A variant that takes more than so many times the first one's time is sampled in fewer rounds.
-SLOW = 1.3
+SLOW = 1.15
 LEAST_ROUNDS = 3
+SHORT = 3  # samples of so many times the least length cost too little to be left out
 GOLDEN = (5**0.5 - 1) / 2
 
 Variants = Mapping[str, Callable[[], object]]
@@ -77,15 +78,16 @@ def warm_up(call: Callable[[], object]) -> tuple[int, float]:
     return repeats, spent
 
 
-def shares(spent: Mapping[str, float], rounds: int, seconds: float) -> dict[str, float]:
-    """In which part of all rounds each variant is sampled, from the seconds that its samples take.
+def turns(spent: Mapping[str, float], rounds: int, seconds: float) -> dict[str, set[int]]:
+    """The rounds in which each variant is sampled, from the seconds that its samples take.
 
     Those that compete with the first are in every round; the slower one is, the fewer it is in. No variant's samples
-    take much more than `seconds` in all.
+    take much more than `seconds` in all. Fewer rounds are spread evenly, and are among those of who has more.
     """
-    first = next(iter(spent.values()))
-    wanted = {name: max(LEAST_ROUNDS, rounds * (SLOW * first / each) ** 2) for name, each in spent.items()}
-    return {name: max(1, min(wanted[name], seconds / each)) / rounds for name, each in spent.items()}
+    first = max(next(iter(spent.values())), SHORT * SAMPLE_SECONDS)
+    order = sorted(range(rounds), key=lambda number: number * GOLDEN % 1)
+    counts = {name: max(LEAST_ROUNDS, rounds * (SLOW * first / each) ** 2) for name, each in spent.items()}
+    return {name: set(order[: max(1, int(min(counts[name], seconds / each)))]) for name, each in spent.items()}
 
 
 def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None]:
@@ -93,16 +95,15 @@ def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None
     variants = group.ready()
     names = list(variants)
     warm = {name: warm_up(call) for name, call in variants.items()}
-    share = shares({name: spent for name, (_, spent) in warm.items()}, rounds, seconds)
+    due = turns({name: spent for name, (_, spent) in warm.items()}, rounds, seconds)
     samples: dict[str, dict[int, float]] = {name: {} for name in names}
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
             first = number % len(names)
-            turn = number * GOLDEN % 1  # evenly spread, and the rounds of a smaller share are among those of a larger
             for name in names[first:] + names[:first]:
-                if turn < share[name]:
+                if number in due[name]:
                     samples[name][number] = sample(variants[name], warm[name][0])
             yield None
     finally:

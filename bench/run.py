@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="WORDS", help='groups whose names have them: "CP 64, batch 32"')
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="at most for one variant of a group (default: %(default)s)"
+        "--seconds", type=float, default=1.5, help="at most for one variant of a group (default: %(default)s)"
     )
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     arguments = parser.parse_args()

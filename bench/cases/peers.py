@@ -41,11 +41,15 @@ Maker = Callable[[Operands], Way | str]
 
 
 def makers(case: Case) -> dict[str, Maker]:
-    """Every way that there is for a case, by name; constants have no gradients."""
+    """Every way that there is for a case, by name.
+
+    Constants have no gradients. A call by the text costs microseconds more than a compiled one: of one picture, that is
+    seen.
+    """
     implementations = IMPLEMENTATIONS.get(case.form, ())
     return {
         "convein.compile": _compiled,
-        "convein.conv_einsum": _called,
+        **({"convein.conv_einsum": _called} if case.batch == 1 else {}),
         **({} if case.trains else {"convein.compile, constants": _folded}),
         **{f"tensorly-torch {name}": partial(_tensorly, name) for name in implementations},
         "left to right": _left_to_right,
