@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +49,8 @@ class Group:
 class Timing:
     """Seconds for one call of one variant: median and least over all rounds.
 
-    `ratio` and `excess` compare it with the first variant: medians over the rounds, each round compared with itself.
+    `ratio` and `excess` compare it with the first variant: the ratio of the medians, and the median over the rounds of
+    what it takes more in the same round.
     """
 
     group: str
@@ -97,21 +99,21 @@ def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None
     warm = {name: warm_up(call) for name, call in variants.items()}
     due = turns({name: spent for name, (_, spent) in warm.items()}, rounds, seconds)
     samples: dict[str, dict[int, float]] = {name: {} for name in names}
+    chance = random.Random(0)
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            # In turns, each variant would find what the same other one leaves in the caches.
+            for name in chance.sample(names, len(names)):
                 if number in due[name]:
                     samples[name][number] = sample(variants[name], warm[name][0])
             yield None
     finally:
         gc.enable()
     base = samples[names[0]]
+    usual = statistics.median(base.values())
     for name, mine in samples.items():
-        rounds_of_both = [(mine[number], base[number]) for number in mine.keys() & base.keys()]
-        ratio = statistics.median(spent / other for spent, other in rounds_of_both)
-        excess = statistics.median(spent - other for spent, other in rounds_of_both)
-        times = mine.values()
-        yield Timing(group.name, name, statistics.median(times), min(times), ratio, excess, len(times))
+        median = statistics.median(mine.values())
+        excess = statistics.median(mine[number] - base[number] for number in mine.keys() & base.keys())
+        yield Timing(group.name, name, median, min(mine.values()), median / usual, excess, len(mine))
