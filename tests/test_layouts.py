@@ -51,9 +51,11 @@ def test_every_choice_of_layout_gives_the_same_tensor(machine: str, data: st.Dat
     torch.testing.assert_close(run(program, placed).double(), expected, rtol=2e-4, atol=2e-4)
 
 
-def test_a_network_of_convolutions_keeps_its_channels_last() -> None:
+@pytest.mark.parametrize("rank", [2, 24, 600])
+def test_a_network_of_convolutions_keeps_its_channels_last(rank: int) -> None:
+    """Whichever is larger, pixels or weights."""
     x = torch.randn(4, 32, 16, 16).contiguous(memory_format=torch.channels_last)
-    factors = [torch.randn(24, 32), torch.randn(24, 3), torch.randn(24, 3), torch.randn(24, 32)]
+    factors = [torch.randn(rank, 32), torch.randn(rank, 3), torch.randn(rank, 3), torch.randn(rank, 32)]
     y = convein.conv_einsum("bshw,rs,rh,rw,rt->bthw|hw", x, *factors)
     assert y.is_contiguous(memory_format=torch.channels_last)
     source = convein.compile("bshw,rs,rh,rw,rt->bthw|hw", x, *factors).source

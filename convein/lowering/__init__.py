@@ -130,7 +130,9 @@ def _load(writer: Writer, plan: Plan, position: int, sizes: dict[str, Size], ord
         call = f"{like}.new_full({operand.constant.shape}, {operand.constant.value!r})"
         value = writer.emit(call, [Value(like, (), {})], axes, own)
     else:
-        value = Value(f"x{position}", axes, own, grad=bool(plan.needs_grad >> position & 1))
+        grad = bool(plan.needs_grad >> position & 1)
+        signal = any(convolution.signal == position for convolution in network.convolutions.values())
+        value = Value(f"x{position}", axes, own, grad, signal)
         if order and list(order) != sorted(order):
             call = f"x{position}.permute({', '.join(map(str, order))})"
             value = writer.emit(call, [value], [axes[place] for place in order], own)

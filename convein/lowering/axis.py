@@ -132,7 +132,8 @@ def unfold(writer: Writer, x: Value, w: Value, c: Correlation) -> tuple[Value, V
     if c.flip:
         w = flip(writer, w, c.mode)
     axes = tuple(tuple(tap if mode == c.mode else mode for mode in axis) for axis in w.axes)
-    return x, Value(w.name, axes, {tap if mode == c.mode else mode: size for mode, size in w.sizes.items()})
+    sizes = {tap if mode == c.mode else mode: size for mode, size in w.sizes.items()}
+    return x, replace(w, axes=axes, sizes=sizes)
 
 
 def swap(writer: Writer, x: Value, w: Value, c: Correlation) -> tuple[Value, Value, Correlation]:

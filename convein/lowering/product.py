@@ -12,7 +12,6 @@ from convein.planner import rates
 
 # A batch of this many images lets a CPU's 1x1 convolution reach the speed of its fastest matrix product.
 IMAGES = 16
-SWAPPED = ", swapped"
 
 
 def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], way: str = "plain") -> Value:
@@ -26,8 +25,7 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
         way: how, where one side is a plain matrix: one of `ways`.
     """
     target = writer.target
-    if (target.count(left) < target.count(right)) != way.endswith(SWAPPED):
-        left, right = right, left
+    left, right = _rows_first(left, right, target)
     summed = tuple(mode for mode in left.modes if mode in right.modes and mode not in kept)
     batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
     if not summed or not target.has_matmul:
@@ -38,21 +36,27 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
         return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (), {}, writer.price.elementwise(0, [a, b]))
     if batch:
         return _batched(writer, left, right, batch, summed)
-    return _single(writer, left, right, summed, way.removesuffix(SWAPPED))
+    return _single(writer, left, right, summed, way)
 
 
 def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tuple[str, ...]:
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
-    `"plain"` leaves the larger side as it lies where its summed modes are neighbours, `"rows"` brings them last, and
-    `"pixels"` does the same as a convolution with kernel size 1; swapped, the smaller side takes the larger one's
-    place.
+    `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last,
+    and `"pixels"` does the same as a convolution with kernel size 1.
     """
-    x, w = (left, right) if target.count(left) >= target.count(right) else (right, left)
+    x, w = _rows_first(left, right, target)
     shared = [mode for mode in x.modes if mode in w.modes]
     if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
         return ("plain",)
-    return ("plain", "rows", "pixels", "rows" + SWAPPED, "pixels" + SWAPPED)
+    return ("plain", "rows", "pixels")
+
+
+def _rows_first(left: Value, right: Value, target: Target) -> tuple[Value, Value]:
+    """The side whose entries are rows first: the one that comes from a signal, else the larger one."""
+    if left.signal != right.signal:
+        return (left, right) if left.signal else (right, left)
+    return (left, right) if target.count(left) >= target.count(right) else (right, left)
 
 
 def multiply(writer: Writer, left: Value, right: Value) -> Value:

@@ -20,12 +20,14 @@ class Value:
         axes: for each axis the modes merged in it, first slowest; `()` is an axis of size 1.
         sizes: the size of every mode.
         grad: whether it depends on an operand whose gradient is needed.
+        signal: whether it depends on an operand that is the signal of a convolution.
     """
 
     name: str
     axes: tuple[Axis, ...]
     sizes: Mapping[str, Size] = field(hash=False)
     grad: bool = False
+    signal: bool = False
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ class Writer:
         name = f"v{next(self._names)}"
         named, used = tuple(axes), list(uses)
         self.statements.append(Statement(name, expression, tuple(value.name for value in used), price))
-        grad = any(value.grad for value in used)
-        return Value(name, named, {mode: sizes[mode] for axis in named for mode in axis}, grad)
+        grad, signal = any(value.grad for value in used), any(value.signal for value in used)
+        return Value(name, named, {mode: sizes[mode] for axis in named for mode in axis}, grad, signal)
 
     def arrange(self, value: Value, axes: Iterable[Axis], *, dense: bool = False) -> Value:
         """The value with exactly these axes (every mode it has, each once; `()` for axes of size 1).
