@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -138,18 +136,6 @@ class Network:
             for convolution in self.convolutions.values()
             if convolution.carriers & left and convolution.carriers & right
         )
-
-    def parts(self) -> tuple[int, ...]:
-        """The connected parts, as sets of operands: parts share no mode, so they are planned apart."""
-        import networkx
-
-        graph = self.graph()
-        found = []
-        for nodes in networkx.connected_components(graph):
-            members = [node for node in nodes if isinstance(node, int)]
-            if members:
-                found.append(reduce(or_, (1 << member for member in members)))
-        return tuple(sorted(found, key=lambda part: part & -part))
 
     def graph(self) -> networkx.Graph:
         """The hypergraph as a bipartite networkx graph: operands (ints), modes (strings), an edge for each axis.

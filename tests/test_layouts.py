@@ -82,3 +82,31 @@ def test_a_compiled_expression_takes_operands_in_any_memory_order(grad: bool) ->
         torch.testing.assert_close(value.double(), expected)
         if grad:
             value.sum().backward()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rank", [64, 100])
+def test_matrix_products_over_pixels_have_the_values_and_gradients_of_the_dense_layer(
+    memory: torch.memory_format, rank: int
+) -> None:
+    """Rows that divide into images, as real layers have them."""
+    generator = torch.Generator().manual_seed(0)
+    exact = [
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in [(16, 64, 16, 16), (rank, 64), (rank, 3), (rank, 3), (rank, 48)]
+    ]
+    operands = [x.float().requires_grad_() for x in exact]
+    operands[0] = exact[0].float().contiguous(memory_format=memory).requires_grad_()
+    compiled = convein.compile("bshw,rs,rh,rw,rt->bthw|hw", *operands, optimize="left-to-right")
+    assert "reshape(16, 256, 1, " in compiled.source
+    leaves = [x.requires_grad_() for x in exact]
+    weight = torch.einsum("rs,rh,rw,rt->tshw", *leaves[1:])
+    ours, theirs = compiled(*operands), torch.nn.functional.conv2d(leaves[0], weight, padding=1)
+    gradients = zip(
+        torch.autograd.grad(ours.square().mean(), operands),
+        torch.autograd.grad(theirs.square().mean(), leaves),
+        strict=True,
+    )
+    for one, other in [(ours, theirs), *gradients]:
+        error = (one.double() - other).abs().max() / other.abs().max()
+        assert error < 1e-4

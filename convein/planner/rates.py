@@ -18,7 +18,6 @@ DEPTHWISE_FIRST = "depthwise, first"
 DEPTHWISE_LAST = "depthwise, last"
 ELEMENTWISE = "elementwise"
 COPY = "copy"
-TRANSFORM = "transform"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,6 @@ SHIPPED = Rates(
         DEPTHWISE_LAST: Rate(25, 57, 67),
         ELEMENTWISE: Rate(4, 1e6, 28),
         COPY: Rate(4, 1e6, 8),
-        TRANSFORM: Rate(10, 8, 20),
     },
     backward={
         ROWS: Rate(60, 130, 30),
@@ -79,6 +77,5 @@ SHIPPED = Rates(
         DEPTHWISE_LAST: Rate(60, 50, 15),
         ELEMENTWISE: Rate(20, 1e6, 14),
         COPY: Rate(10, 1e6, 8),
-        TRANSFORM: Rate(30, 8, 15),
     },
 )
