@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from convein.arguments import memory_order
 from convein.drawing import Svg, draw_both
 from convein.errors import OperandError, ShapeError
 from convein.execution import checkpointed, load
 from convein.lowering import Program
+from convein.metering import Footprint, Sample, predict
 from convein.network import Network
 from convein.operands import check_operands, from_numpy
 from convein.planner import Plan, path_info
@@ -32,6 +34,7 @@ class Expression:
         dtype, device: what it was compiled for.
         _rest: the program that is called: of the other operands, then of `_folded`.
         _folded: what was computed of the constants.
+        _orders: the order of each operand's axes in memory, as far as it was known.
     """
 
     program: Program
@@ -42,6 +45,7 @@ class Expression:
     _rest: Program = field(repr=False)
     _folded: tuple[torch.Tensor, ...] = field(repr=False)
     _checkpoint: bool = field(repr=False)
+    _orders: tuple[tuple[int, ...], ...] = field(repr=False)
     _function: Callable[..., Any] = field(init=False, repr=False)
     _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype, torch.device], ...] = field(init=False, repr=False)
 
@@ -71,8 +75,32 @@ class Expression:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes of partial results that the plan expects to be kept for the backward pass, operands excluded."""
-        return int(self.plan.saved_bytes(self.dtype.itemsize))
+        """Bytes that a call keeps for the backward pass, operands and constants excluded.
+
+        This is what autograd keeps: each storage once, with free sizes as they were planned. It is found by running the
+        program on tensors without memory, and differs from `plan.saved_bytes`, which the search counts with and which
+        knows partial results only.
+        """
+        return self._footprint().saved
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that are alive during a call and, where gradients are needed, its backward pass.
+
+        Operands and constants are excluded. Partial results, the result, the gradient that comes for it and the
+        gradients of the operands are included, as far as they are alive at the same time; result and incoming gradient
+        stay to the end. What a single call of torch needs for itself is unknown and not counted.
+        """
+        return self._footprint().peak
+
+    def _footprint(self) -> Footprint:
+        operands, grad = self.network.operands, self.plan.needs_grad
+        passed = [
+            Sample(operands[position].shape, self.dtype, str(self.device), order, bool(grad >> position & 1))
+            for position, order in zip(self.positions, self._orders, strict=True)
+        ]
+        constants = [Sample(tuple(x.shape), x.dtype, str(x.device), memory_order(x)) for x in self._folded]
+        return predict(self._function, [*passed, *constants])
 
     def explain(self) -> str:
         """Every stage, from the text to the program."""

@@ -219,6 +219,7 @@ def compile(
         _rest=after,
         _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
         _checkpoint=request.checkpoint,
+        _orders=tuple(memory_order(tensors[j]) if j in tensors else () for j, _ in passed),
     )
 
 

@@ -26,7 +26,7 @@ LANGUAGE = (
     "interleaved",
 )
 NETWORK = ("windows", "resolve", "network", "sizes", "binding")
-STAGES = ("planner", "lowering", "execution")
+STAGES = ("planner", "lowering", "execution", "metering")
 CALLS = ("operands", "arguments", "request", "expression", "tracing", "cache", "calibration", "pipeline")
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "__main__")
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
