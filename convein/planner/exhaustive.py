@@ -26,23 +26,19 @@ def search_all(problem: Frame, objectives: Sequence[Objective]) -> Order:
     count = len(problem.values)
     if count <= 2:
         return ((0, 1),) if count == 2 else ()
-    splits = _splits(count)
-    timed = any(objective.timed for objective in objectives)
-    pairs = _Sets(problem).pairs(splits.left, splits.right, timed=timed)
+    splits = splits_of(count)
     allowed: Array = None
     chosen: Array = None
-    for number, objective in enumerate(objectives):
-        steps = _evaluate(problem, objective, pairs, splits)
-        if allowed is not None:
-            steps = np.where(allowed, steps, np.inf)
-        totals, chosen = _fill(splits, steps, objective.largest)
+    for number, (objective, steps) in enumerate(zip(objectives, evaluate_splits(problem, objectives, splits))):
+        possible = steps if allowed is None else np.where(allowed, steps, np.inf)
+        totals, chosen = _fill(splits, possible, objective.largest)
         if number + 1 < len(objectives):
-            allowed = _stays_best(splits, steps, totals, objective.largest)
+            allowed = _stays_best(splits, possible, totals, objective.largest)
     return _order(chosen, count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Splits:
+class Splits:
     """All splits of all sets of two or more leaves: first the sets of two, then of three...
 
     Attributes:
@@ -56,7 +52,8 @@ class _Splits:
 
 
 @lru_cache(maxsize=MOST_LEAVES)
-def _splits(count: int) -> _Splits:
+def splits_of(count: int) -> Splits:
+    """The splits of so many leaves."""
     subsets = np.arange(1 << count)
     bits = subsets[:, None] >> np.arange(count) & 1
     lefts, rights, levels, start = [], [], [], 0
@@ -70,7 +67,7 @@ def _splits(count: int) -> _Splits:
         rights.append((whole[:, None] - left).ravel())
         levels.append((start, start + left.size, whole))
         start += left.size
-    return _Splits(np.concatenate(lefts), np.concatenate(rights), tuple(levels))
+    return Splits(np.concatenate(lefts), np.concatenate(rights), tuple(levels))
 
 
 class _Sets:
@@ -126,7 +123,14 @@ class _Sets:
         return replace(found, left=self.elements[left], right=self.elements[right], taps=taps)
 
 
-def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Splits) -> Array:
+def evaluate_splits(problem: Frame, objectives: Sequence[Objective], splits: Splits) -> list[Array]:
+    """What the step of every split costs, by each objective."""
+    timed = any(objective.timed for objective in objectives)
+    pairs = _Sets(problem).pairs(splits.left, splits.right, timed=timed)
+    return [_evaluate(problem, objective, pairs, splits) for objective in objectives]
+
+
+def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: Splits) -> Array:
     if not objective.each:
         return objective.of(pairs)
     sets = [problem.operands(subset) for subset in range(1 << len(problem.values))]
@@ -138,13 +142,13 @@ def _evaluate(problem: Frame, objective: Objective, pairs: Pairs, splits: _Split
     return found
 
 
-def _fill(splits: _Splits, steps: Array, largest: bool) -> tuple[Array, Array]:
+def _fill(splits: Splits, steps: Array, largest: bool) -> tuple[Array, Array]:
     """The best value of every set, and the left half of the split that reaches it."""
     size = int(splits.levels[-1][2][0]) + 1
     totals, chosen = np.zeros(size), np.zeros(size, dtype=np.int64)
     for start, end, sets in splits.levels:
         left, right = splits.left[start:end], splits.right[start:end]
-        values = _combined(totals[left], totals[right], steps[start:end], largest).reshape(len(sets), -1)
+        values = combined(totals[left], totals[right], steps[start:end], largest).reshape(len(sets), -1)
         best = values.argmin(axis=1)
         rows = np.arange(len(sets))
         totals[sets] = values[rows, best]
@@ -152,15 +156,16 @@ def _fill(splits: _Splits, steps: Array, largest: bool) -> tuple[Array, Array]:
     return totals, chosen
 
 
-def _combined(left: Array, right: Array, steps: Array, largest: bool) -> Array:
+def combined(left: Array, right: Array, steps: Array, largest: bool) -> Array:
+    """What values cost from what their halves and the steps that join these cost."""
     return np.maximum(np.maximum(left, right), steps) if largest else left + right + steps
 
 
-def _stays_best(splits: _Splits, steps: Array, totals: Array, largest: bool) -> Array:
+def _stays_best(splits: Splits, steps: Array, totals: Array, largest: bool) -> Array:
     """Which splits an order may use and still reach the minimum."""
     if largest:
         return steps <= totals[-1]
-    values = _combined(totals[splits.left], totals[splits.right], steps, largest)
+    values = combined(totals[splits.left], totals[splits.right], steps, largest)
     return values <= totals[splits.left | splits.right] * (1 + 1e-12)
 
 

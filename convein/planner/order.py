@@ -20,8 +20,18 @@ Order = tuple[tuple[int, int], ...]
 ENDLESS = 10**90
 
 
-def score(problem: Frame, order: Order, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """What an order costs by each objective; exact as long as the objective computes in integers."""
+# A step by the leaves of its sides, and the number of an objective.
+Priced = dict[tuple[int, int, int], float]
+
+
+def score(
+    problem: Frame, order: Order, objectives: Sequence[Objective], priced: Priced | None = None
+) -> tuple[float, ...]:
+    """What an order costs by each objective; exact as long as the objective computes in integers.
+
+    Steps are looked up in `priced`, and new ones added.
+    """
+    priced = {} if priced is None else priced
     network = problem.network
     values = list(problem.values)
     leaves = [1 << place for place in range(len(values))]
@@ -30,7 +40,10 @@ def score(problem: Frame, order: Order, objectives: Sequence[Objective]) -> tupl
         values.append(join(network, values[left], values[right]))
         leaves.append(leaves[left] | leaves[right])
         for number, objective in enumerate(objectives):
-            found = _step(problem, objective, [(values[i], leaves[i]) for i in (left, right, -1)])
+            key = leaves[left], leaves[right], number
+            if (found := priced.get(key)) is None:
+                sides = [(values[i], leaves[i]) for i in (left, right, -1)]
+                found = priced[key] = _step(problem, objective, sides)
             totals[number] = max(totals[number], found) if objective.largest else totals[number] + found
     return tuple(totals)
 
