@@ -66,6 +66,18 @@ def gradients_needed(operands: Sequence[Any], grad: bool | Sequence[int] | None,
     return sum(1 << j for j, o in enumerate(operands) if isinstance(o, torch.Tensor) and o.requires_grad)
 
 
+def free_axes(network: Network, operands: Sequence[Any]) -> set[tuple[int, int]]:
+    """The `(operand, axis)` pairs whose sizes are free: None in a shape, or what the language leaves to the call."""
+    given = [
+        (j, axis)
+        for j, operand in enumerate(operands)
+        if isinstance(operand, tuple)
+        for axis, size in enumerate(operand)
+        if size is None
+    ]
+    return {*given, *((size.operand, size.axis) for size in network.symbolic)}
+
+
 def memory_order(x: torch.Tensor) -> tuple[int, ...]:
     """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
     if x.is_contiguous():

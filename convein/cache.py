@@ -30,13 +30,16 @@ def lookup(key: Hashable) -> Callable[..., Any] | None:
     return found
 
 
-def store(key: Hashable, value: Callable[..., Any]) -> None:
-    """Keeps a value; the oldest goes when the cache is full."""
+def store(key: Hashable, value: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps a value, unless another thread was faster, and returns what is kept; the oldest goes when it is full."""
     with _lock:
         _counts["misses"] += 1
+        if key in _entries:
+            return _entries[key]
         while len(_entries) >= CAPACITY:
             del _entries[next(iter(_entries))]
         _entries[key] = value
+    return value
 
 
 def cache_info() -> CacheInfo:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from convein import cache, calibration
+from convein import cache, calibration, measuring
 from convein.arguments import (
     check_constants,
     check_fixed,
     check_kind,
     check_shape,
+    free_axes,
     gradients_needed,
     memory_order,
     with_constants,
@@ -26,6 +27,7 @@ from convein.execution import checkpointed, load
 from convein.expression import Expression
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
+from convein.metering import Sample
 from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_dense
 from convein.options import OPTION_NAMES, UNSET
@@ -83,7 +85,9 @@ def conv_einsum(
         transposed: the adjoint, as F.conv_transposeNd.
         output_padding: extra length of a transposed convolution's output.
         optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
-            cotengra, or an explicit path.
+            cotengra, or an explicit path. "measure" runs the best few on these operands, with the backward pass where
+            gradients are needed, and remembers the fastest; in a trace, under torch.use_deterministic_algorithms and in
+            a distributed group it is "auto".
         cost: what the search minimises: "auto", "time", "flops", "training", "memory", or the sum of a function of a
             step, which has `left`, `right`, `result` (mode to size) and `macs`.
         memory_limit: None; a limit is refused by this version.
@@ -140,7 +144,7 @@ def contract_path(
         *operands: tensors, or shapes such as `(4, 7, 9)`.
         grad: which operands need gradients: True, False or positions; None asks the tensors.
         shapes: accepted as opt_einsum does; shapes are recognised without it.
-        **options: those of `conv_einsum`.
+        **options: those of `conv_einsum`; `optimize="measure"` is "auto" here.
 
     Returns:
         opt_einsum's path (pairs of positions in the shrinking list of operands), and a PathInfo; `print` it.
@@ -179,7 +183,8 @@ def compile(
         dtype: of the operands to come; by default that of the tensors given, else torch's default.
         device: likewise.
         grad: which operands will need gradients: True, False or positions; None asks the tensors.
-        **options: those of `conv_einsum`.
+        **options: those of `conv_einsum`; `optimize="measure"` runs the best few orders now, on the tensors given and
+            on random numbers for shapes.
 
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
@@ -197,30 +202,31 @@ def compile(
     lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
     orders = tuple(memory_order(tensors[j]) if j in tensors and j in lasting else () for j in range(len(operands)))
     target = Target(dtype, where.type, dict(network.sizes), calibration.current(), knows_memory=False)
-    program = _program(request, network, target, needs_grad, frozenset(fixed), orders)
-    before, after = fold(program, frozenset(f"x{position}" for position in fixed))
-    with torch.no_grad():
-        folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
     passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
-    free = {(size.operand, size.axis) for size in network.symbolic} | {
-        (j, axis)
-        for j, operand in enumerate(operands)
-        if isinstance(operand, tuple)
-        for axis, n in enumerate(operand)
-        if n is None
-    }
+    free = free_axes(network, operands)
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
-    return Expression(
-        program=program,
-        positions=tuple(j for j, _ in passed),
-        shapes=shapes,
-        dtype=dtype,
-        device=where,
-        _rest=after,
-        _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
-        _checkpoint=request.checkpoint,
-        _orders=tuple(memory_order(tensors[j]) if j in tensors else () for j, _ in passed),
-    )
+
+    def finish(program: Program) -> Expression:
+        before, after = fold(program, frozenset(f"x{position}" for position in fixed))
+        with torch.no_grad():
+            folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
+        return Expression(
+            program=program,
+            positions=tuple(j for j, _ in passed),
+            shapes=shapes,
+            dtype=dtype,
+            device=where,
+            _rest=after,
+            _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
+            _checkpoint=request.checkpoint,
+            _orders=tuple(memory_order(tensors[j]) if j in tensors else () for j, _ in passed),
+        )
+
+    several = measuring.is_wanted(request.optimize) and measuring.is_possible(where, tuple(tensors.values()))
+    made = [finish(p) for p in _programs(request, network, target, needs_grad, frozenset(fixed), orders, several)]
+    wanted = tuple(bool(needs_grad >> j & 1) for j, _ in passed)
+    samples = [tensors.get(j, Sample(o.shape, dtype, str(where))) for j, o in passed]
+    return made[measuring.fastest(made, samples, wanted)]
 
 
 @opaque
@@ -241,6 +247,8 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
     if arrays is not None:
         return conv_einsum(expression, *arrays, **given).numpy(force=True)
     dense = [x for x in operands if isinstance(x, torch.Tensor) and is_dense(x)]
+    if measuring.is_wanted(given.get("optimize")) and dense and not measuring.is_possible(dense[0].device, dense):
+        return _evaluate_keyed(None, expression, operands, {**given, "optimize": "auto"})
     is_symbolic = any(isinstance(size, torch.SymInt) for x in dense for size in x.shape)
     if key is None and not is_symbolic and len(dense) == len(operands):
         metas = [(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands]
@@ -252,7 +260,7 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
     check_operands(operands, request.equation)
     function = _prepare(request, operands)
     if not is_symbolic:
-        cache.store(key, function)
+        function = cache.store(key, function)
     return function(*operands)
 
 
@@ -270,30 +278,34 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     target = Target(dtype, operands[0].device.type, dict(network.sizes), calibration.current())
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
-    function = load(_program(request, network, target, needs_grad, orders=orders))
-    if request.checkpoint:
-        function = checkpointed(function)
+    several = measuring.is_wanted(request.optimize)
+    made = [load(p) for p in _programs(request, network, target, needs_grad, orders=orders, several=several)]
+    made = [checkpointed(function) if request.checkpoint else function for function in made]
+    wanted = tuple(bool(needs_grad >> j & 1) for j in range(len(operands)))
+    function = made[measuring.fastest(made, operands, wanted)]
     return _rechecked(function, request) if mixed else function
 
 
-def _program(
+def _programs(
     request: Request,
     network: Network,
     target: Target,
     needs_grad: int,
     constants: frozenset[int] = frozenset(),
     orders: Sequence[tuple[int, ...]] = (),
-) -> Program:
+    several: bool = False,
+) -> list[Program]:
+    """The program of the best order, or those of the best `several`."""
     known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
-    planned = plan(
-        network,
-        optimize=request.optimize,
-        cost=request.cost,
-        needs_grad=needs_grad,
-        constants=sum(1 << position for position in known),
-        rates=target.rates if target.device == "cpu" else None,
-    )
-    return lower(planned, target, orders)
+    given: dict[str, Any] = {
+        "cost": request.cost,
+        "needs_grad": needs_grad,
+        "constants": sum(1 << position for position in known),
+        "rates": target.rates if target.device == "cpu" else None,
+    }
+    if several:
+        return measuring.programs(network, target, orders, given)
+    return [lower(plan(network, optimize=request.optimize, **given), target, orders)]
 
 
 def _rechecked(function: Callable[..., Any], request: Request) -> Callable[..., Any]:

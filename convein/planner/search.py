@@ -57,6 +57,7 @@ def plan(
             mode are joined only where a search of a few milliseconds can see through all such orders too, and parts
             that share none come last. "greedy" tries a few rules, for any size.
             "auto" (also True and None) is "optimal" as far as it is fast, then greedy with its subtrees searched.
+            "measure" is the same here: only a call can measure.
             "left-to-right" (also False) takes the operands as they stand. Any other name of opt_einsum's searches; an
             optimiser of opt_einsum or cotengra, or a function with their arguments; or a path as opt_einsum writes it,
             whose steps of more than two operands are searched inside.
@@ -199,6 +200,7 @@ SEARCHES: Mapping[str, Search] = {
     "optimal": _optimal,
     "greedy": _greedy,
     "left-to-right": _left_to_right,
+    "measure": _auto,
 }
 
 
