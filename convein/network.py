@@ -56,6 +56,8 @@ class Network:
         sizes: every mode that is not convolved to its size.
         convolutions: every convolved mode, by name.
         symbolic: modes whose size in `sizes` is only a hint, and where to read the real one.
+        carriers: every mode to the set of operands that carry it.
+        singles: modes whose size is 1 and always will be, convolved ones aside.
     """
 
     equation: Equation
@@ -66,6 +68,7 @@ class Network:
     convolutions: Mapping[str, Convolution] = field(hash=False)
     symbolic: tuple[SymbolicSize, ...] = ()
     carriers: Mapping[str, int] = field(init=False, hash=False, compare=False, repr=False)
+    singles: frozenset[str] = field(init=False, hash=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         carriers: dict[str, int] = {}
@@ -73,6 +76,9 @@ class Network:
             for mode in operand.modes:
                 carriers[mode] = carriers.get(mode, 0) | 1 << position
         object.__setattr__(self, "carriers", MappingProxyType(carriers))
+        free = {size.mode for size in self.symbolic}
+        singles = frozenset(mode for mode, size in self.sizes.items() if size == 1 and mode not in free)
+        object.__setattr__(self, "singles", singles)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
         object.__setattr__(self, "convolutions", MappingProxyType(dict(self.convolutions)))
 

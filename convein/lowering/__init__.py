@@ -70,7 +70,8 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
     finished = []
     for draft in drafts[-1]:
         writer = Writer(target, names)
-        finished.append(_draft(writer, writer.arrange(draft.value, network.output_axes), draft))
+        axes = tuple(tuple(mode for mode in axis if mode in draft.value.sizes) for axis in network.output_axes)
+        finished.append(_draft(writer, writer.arrange(draft.value, axes), draft))
     best = min(finished, key=lambda draft: draft.price)
     program = Program(plan, parameters, (*opening.statements, *best.statements), (best.value.name,))
     return renumber(inline(program))
@@ -142,7 +143,18 @@ def _load(writer: Writer, plan: Plan, position: int, sizes: dict[str, Size], ord
         if convolution is not None and not convolution.filters and not convolution.is_trivial:
             value = axis.alone(writer, value, convolution.alone())
     alive = network.modes(1 << position)
-    return writer.sum_out(value, [mode for mode in operand.modes if mode not in alive])
+    value = writer.sum_out(value, [mode for mode in operand.modes if mode not in alive])
+    return _without_single(writer, value, network)
+
+
+def _without_single(writer: Writer, value: Value, network: Network) -> Value:
+    """The value without modes of size 1: they change no number, and calls that lack them are faster."""
+    if network.singles.isdisjoint(value.sizes):
+        return value
+    axes = [tuple(mode for mode in axis if mode not in network.singles) for axis in value.axes]
+    shape = ", ".join(str(value.size(axis)) for axis in axes if axis)
+    call = f"{value.name}.reshape({shape or '()'})"
+    return writer.emit(call, [value], [axis for axis in axes if axis], value.sizes)
 
 
 def _diagonals(writer: Writer, value: Value) -> Value:

@@ -32,9 +32,11 @@ class Pricer:
 
     def matrix(self, kind: str, batch: int, rows: int, summed: int, free: int, parts: tuple[Value, Value]) -> float:
         """`batch` products of a (rows, summed) and a (summed, free) matrix."""
-        flops = 2 * batch * _blocks(rows) * summed * _blocks(free)
+        flops = 2 * batch * rows * summed * _blocks(free)
+        # In the backward pass the rows are columns, or are summed.
+        padded = 2 * batch * _blocks(rows) * _blocks(summed) * _blocks(free)
         moved = self.target.dtype.itemsize * batch * (rows * summed + summed * free + rows * free)
-        return self._time(kind, flops, moved, parts[0].grad + parts[1].grad)
+        return self._time(kind, flops, moved, parts[0].grad + parts[1].grad, padded)
 
     def convolution(
         self, x: Value, w: Value, made: int, groups: int, summed: int, free: int, taps: int, *, last: bool
@@ -56,11 +58,12 @@ class Pricer:
     def _bytes(self, value: Value) -> int:
         return self.target.count(value) * self.target.dtype.itemsize
 
-    def _time(self, kind: str, flops: float, moved: float, gradients: int) -> float:
+    def _time(self, kind: str, flops: float, moved: float, gradients: int, backward: float = 0.0) -> float:
+        """Microseconds; `backward` are the operations of one gradient, where they are not those of the product."""
         table = self.target.rates
         found = table.forward[kind].time(flops, moved)
         if gradients:
-            found += table.backward[kind].time(flops * gradients, moved * gradients)
+            found += table.backward[kind].time((backward or flops) * gradients, moved * gradients)
         return found
 
 

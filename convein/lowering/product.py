@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from convein.lowering.target import Target
-from convein.lowering.values import Axis, Size, Value, product
+from convein.lowering.values import Axis, Size, Value
 from convein.lowering.writer import Writer
 from convein.planner import rates
-
-# A batch of this many images lets a CPU's 1x1 convolution reach the speed of its fastest matrix product.
-IMAGES = 16
 
 
 def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], way: str = "plain") -> Value:
@@ -42,14 +39,13 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
 def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tuple[str, ...]:
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
-    `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last,
-    and `"pixels"` does the same as a convolution with kernel size 1.
+    `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last.
     """
     x, w = _rows_first(left, right, target)
     shared = [mode for mode in x.modes if mode in w.modes]
     if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
         return ("plain",)
-    return ("plain", "rows", "pixels")
+    return ("plain", "rows")
 
 
 def _rows_first(left: Value, right: Value, target: Target) -> tuple[Value, Value]:
@@ -90,48 +86,36 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
         before, after = before + after, ()
     numbers = [_count(target, sizes, modes) for modes in (before, after, summed, free)]
     if not after:
-        if way == "pixels":
-            return _pixels(writer, x, w, before, summed, free)
-        a, b = writer.arrange(x, (before, summed)), writer.arrange(w, (summed, free))
-        price = writer.price.matrix(rates.MATRIX, 1, numbers[0], numbers[2], numbers[3], (a, b))
-        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (before, free), sizes, price)
+        return _rows(writer, x, w, before, summed, free)
     if not before:
         a, b = writer.arrange(w, (free, summed)), writer.arrange(x, (summed, after))
         price = writer.price.matrix(rates.MATRIX, 1, numbers[3], numbers[2], numbers[1], (a, b))
         return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
-    if target.prefers_pointwise_conv:
-        a = writer.weight(w, (free, summed, ()))
-        price = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
-        return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, price)
     a = writer.arrange(w, (free, summed))
-    call = f"torch.bmm({a.name}.expand({x.size(before)}, -1, -1), {b.name})"
     price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[3], numbers[2], numbers[1], (a, b))
+    if target.prefers_pointwise_conv:
+        flat = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
+        if flat < price:
+            a = writer.weight(w, (free, summed, ()))
+            return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, flat)
+    call = f"torch.bmm({a.name}.expand({x.size(before)}, -1, -1), {b.name})"
     return writer.emit(call, [a, b], (before, free, after), sizes, price)
 
 
-def _pixels(writer: Writer, x: Value, w: Value, rows: Axis, summed: Axis, free: Axis) -> Value:
-    """A matrix product as a 1x1 convolution over channels that are neighbours in memory, in images of equal size."""
+def _rows(writer: Writer, x: Value, w: Value, before: Axis, summed: Axis, free: Axis) -> Value:
+    """The product of two matrices, by whichever of the machine's ways is faster at this size."""
     target, sizes = writer.target, {**w.sizes, **x.sizes}
-    images, pixels = _images([x.sizes[mode] for mode in rows])
-    a = writer.arrange(x, (rows, summed))
-    b = writer.weight(w, (free, summed, (), ()))
-    numbers = [_count(target, sizes, modes) for modes in (rows, summed, free)]
-    kind = rates.MATRIX if images == 1 else rates.ROWS
-    price = writer.price.matrix(kind, 1, numbers[0], numbers[1], numbers[2], (a, b))
-    image = f"{a.name}.reshape({images}, {pixels}, 1, {x.size(summed)}).permute(0, 3, 1, 2)"
-    y = writer.emit(f"F.conv2d({image}, {b.name})", [a, b], (rows, free), sizes, price)
-    back = f"{y.name}.permute(0, 2, 3, 1).reshape({x.size(rows)}, {w.size(free)})"
-    return writer.emit(back, [y], (rows, free), sizes)
-
-
-def _images(rows: list[Size]) -> tuple[Size, Size]:
-    """Rows as images and their pixels; a size that is only known at run time counts images, as a graph expects it."""
-    total = product(rows)
-    if isinstance(total, int):
-        return (IMAGES, total // IMAGES) if total % IMAGES == 0 else (1, total)
-    lead = 1 + max(place for place, size in enumerate(rows) if isinstance(size, str))
-    return product(rows[:lead]), product(rows[lead:])
+    numbers = [_count(target, sizes, modes) for modes in (before, summed, free)]
+    a = writer.arrange(x, (before, summed))
+    price, linear = (
+        writer.price.matrix(kind, 1, numbers[0], numbers[1], numbers[2], (x, w)) for kind in (rates.MATRIX, rates.ROWS)
+    )
+    if target.chooses_layouts and linear < price:
+        b = writer.arrange(w, (free, summed))
+        return writer.emit(f"linear({a.name}, {b.name})", [a, b], (before, free), sizes, linear)
+    b = writer.arrange(w, (summed, free))
+    return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (before, free), sizes, price)
 
 
 def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> Value:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from convein.planner.plan import Plan
 
 HEADER = "import torch\nimport torch.nn.functional as F\n"
+# What `linear(` in a statement needs.
+LINEAR = "from convein.execution.ops import linear\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Program:
         returned = ", ".join(self.results)
         body = [*self._lines(), f"return {returned}"]
         lines = "\n".join(f"    {line}" for line in body)
-        return f"{HEADER}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
+        own = f"\n{LINEAR}" if any("linear(" in s.expression for s in self.statements) else ""
+        return f"{HEADER}{own}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
 
     def _lines(self) -> list[str]:
         """The statements, with `del` after the last use: a partial result must not outlive its step."""

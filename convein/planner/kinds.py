@@ -20,7 +20,8 @@ def classify(network: Network, left: int, right: int) -> str:
 
     With modes convolved here: `MERGE` if no signal is met; else by the other modes that both sides share: `DENSE` if
     all of them are summed, `GROUPED` if some are kept, and `DEPTHWISE` if the filter's side has nothing but kept ones.
-    Without: `GEMM` and `BATCHED_GEMM` sum something, `ELEMENTWISE` only shares modes, `OUTER` shares none.
+    Without: `GEMM` and `BATCHED_GEMM` sum something, `ELEMENTWISE` only shares modes, `OUTER` shares none. Modes of size
+    1 do not count.
     """
     return kind_of(network, partial(network, left), partial(network, right))
 
@@ -28,7 +29,7 @@ def classify(network: Network, left: int, right: int) -> str:
 def kind_of(network: Network, left: Partial, right: Partial) -> str:
     """As `classify`, for partial results that are known already."""
     joined = left.operands | right.operands
-    shared = [mode for mode in left.sizes if mode in right.sizes]
+    shared = [mode for mode in left.sizes if mode in right.sizes and mode not in network.singles]
     convolved = [network.convolutions[mode] for mode in shared if mode in network.convolutions]
     plain = [mode for mode in shared if mode not in network.convolutions]
     batched = any(network.carriers[mode] & ~joined or mode in network.output for mode in plain)
@@ -43,4 +44,5 @@ def kind_of(network: Network, left: Partial, right: Partial) -> str:
     if not batched:
         return DENSE
     filters = right if left.operands >> signals[0] & 1 else left
-    return GROUPED if summed or len(filters.sizes) > len(shared) else DEPTHWISE
+    own = [mode for mode in filters.sizes if mode not in shared and mode not in network.singles]
+    return GROUPED if summed or own else DEPTHWISE
