@@ -17,7 +17,7 @@ from convein.execution import checkpointed, load
 from convein.lowering import Program
 from convein.metering import Footprint, Sample, predict
 from convein.network import Network
-from convein.operands import check_operands, from_numpy
+from convein.operands import check_operands, from_numpy, is_distributed
 from convein.planner import Plan, path_info
 
 
@@ -130,9 +130,11 @@ class Expression:
         """
         try:
             fits = tuple([(x.shape, x.dtype, x.device) for x in operands]) == self._fixed
-        except (AttributeError, RuntimeError):  # no dense tensor: the long way says what it is
+        except (AttributeError, RuntimeError, ValueError):  # no dense tensor: the long way says what it is
             fits = False
-        return self._function(*operands, *self._folded) if fits else self._checked_call(operands)
+        if fits and not is_distributed(operands):
+            return self._function(*operands, *self._folded)
+        return self._checked_call(operands)
 
     def __str__(self) -> str:
         return self.explain()
@@ -149,6 +151,12 @@ class Expression:
                 text=equation.text,
             )
         check_operands(operands, equation, self.positions)
+        if is_distributed(operands):
+            raise OperandError(
+                "a compiled expression does not take DTensors",
+                text=equation.text,
+                hint="conv_einsum takes them; or pass what each process has, .to_local()",
+            )
         for position, operand, shape in zip(self.positions, operands, self.shapes, strict=True):
             wrong = len(shape) != operand.dim()
             if wrong or any(

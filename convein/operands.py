@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.fx
 
 from convein.equation import Equation
 from convein.errors import OperandError
@@ -58,9 +60,25 @@ def check_operands(operands: Sequence[Any], equation: Equation, positions: Seque
         _check_equal(numbered, equation, "dtype")
 
 
+def rechecked(function: Callable[..., Any], equation: Equation) -> Callable[..., Any]:
+    """Operands of several dtypes are legal under autocast only, which is not part of a cache key."""
+
+    def checked(*operands: torch.Tensor) -> Any:
+        check_operands(operands, equation)
+        return function(*operands)
+
+    return checked
+
+
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether a tensor has strides: neither sparse nor nested."""
     return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def is_distributed(operands: Iterable[Any]) -> bool:
+    """Whether some of the tensors are DTensors. Nothing of torch's distributed package is imported for that."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(operand, module.DTensor) for operand in operands)
 
 
 def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
@@ -111,6 +129,8 @@ def _hint(operand: object, operands: Sequence[object]) -> str:
     if isinstance(operand, int | float | complex | list | tuple):
         others = [other for other in operands if isinstance(other, np.ndarray)]
         return f"write {'numpy.asarray' if others else 'torch.tensor'}(...)"
+    if isinstance(operand, torch.fx.Proxy):
+        return "torch.fx.symbolic_trace takes conv_einsum; call a compiled expression in a function with torch.fx.wrap"
     return "operands are torch tensors, or all of them numpy arrays"
 
 

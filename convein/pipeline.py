@@ -22,6 +22,7 @@ from convein.arguments import (
     with_constants,
 )
 from convein.binding import bind
+from convein.distributed import on_shards
 from convein.errors import OperandError
 from convein.execution import checkpointed, load
 from convein.expression import Expression
@@ -29,12 +30,12 @@ from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.metering import Sample
 from convein.network import Network
-from convein.operands import check_operands, from_numpy, is_dense
+from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked
 from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
 from convein.request import PLANNING, Request, freeze, make_request
 from convein.syntax import Dialect
-from convein.tracing import DEFAULT_HINT, find_held, hold, opaque, plan_shapes, register
+from convein.tracing import DEFAULT_HINT, find_held, hold, is_proxy, is_symbolic, opaque, plan_shapes, record, register
 
 _DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTION_NAMES, UNSET), **PLANNING}
 _NO_CHOICES = (UNSET,) * len(OPTION_NAMES)
@@ -120,7 +121,11 @@ def conv_einsum(
             planning,
             (optimize.__class__, checkpoint.__class__),  # 1 equals True, and means nothing here
             torch.is_grad_enabled(),
-            *[(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands],
+            # The sizes one by one: a proxy of torch.fx then stops here, before it records the questions that follow.
+            *[
+                (*x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
+                for x in operands
+            ],
         )
         found = cache.lookup(key)
     except (TypeError, AttributeError, ValueError, RuntimeError):
@@ -238,7 +243,8 @@ def _evaluate(expression: Any, *operands: Any, held: Mapping[str, int], **given:
 
 def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: Mapping[str, Any]) -> Any:
     """A call that the cache did not answer under `key` (None where no key could be made)."""
-    request = None
+    if is_proxy((expression, *operands)):
+        return record(conv_einsum, (expression, *operands), given)
     if not isinstance(expression, str):
         request, operands = make_request(expression, operands, given)
         given = {name: value for name, value in given.items() if name != "convolved"}
@@ -249,17 +255,23 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
     dense = [x for x in operands if isinstance(x, torch.Tensor) and is_dense(x)]
     if measuring.is_wanted(given.get("optimize")) and dense and not measuring.is_possible(dense[0].device, dense):
         return _evaluate_keyed(None, expression, operands, {**given, "optimize": "auto"})
-    is_symbolic = any(isinstance(size, torch.SymInt) for x in dense for size in x.shape)
-    if key is None and not is_symbolic and len(dense) == len(operands):
-        metas = [(x.shape, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride()) for x in operands]
+    symbolic = is_symbolic(dense)
+    if key is None and not symbolic and len(dense) == len(operands):
+        metas = [
+            (x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
+            for x in operands
+        ]
         key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
         found = cache.lookup(key)
         if found is not None:
             return found(*operands)
     request, operands = make_request(expression, operands, given)
     check_operands(operands, request.equation)
-    function = _prepare(request, operands)
-    if not is_symbolic:
+    if is_distributed(operands):
+        function = on_shards(conv_einsum, request, given, plan_shapes(operands)[0])
+    else:
+        function = _prepare(request, operands)
+    if not symbolic:
         function = cache.store(key, function)
     return function(*operands)
 
@@ -283,7 +295,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     made = [checkpointed(function) if request.checkpoint else function for function in made]
     wanted = tuple(bool(needs_grad >> j & 1) for j in range(len(operands)))
     function = made[measuring.fastest(made, operands, wanted)]
-    return _rechecked(function, request) if mixed else function
+    return rechecked(function, request.equation) if mixed else function
 
 
 def _programs(
@@ -306,16 +318,6 @@ def _programs(
     if several:
         return measuring.programs(network, target, orders, given)
     return [lower(plan(network, optimize=request.optimize, **given), target, orders)]
-
-
-def _rechecked(function: Callable[..., Any], request: Request) -> Callable[..., Any]:
-    """Operands of several dtypes are legal under autocast only, which is not part of a cache key."""
-
-    def checked(*operands: torch.Tensor) -> Any:
-        check_operands(operands, request.equation)
-        return function(*operands)
-
-    return checked
 
 
 def _request(expression: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> tuple[Request, tuple[Any, ...]]:

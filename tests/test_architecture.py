@@ -27,7 +27,18 @@ LANGUAGE = (
 )
 NETWORK = ("windows", "resolve", "network", "sizes", "binding")
 STAGES = ("planner", "lowering", "execution", "metering")
-CALLS = ("operands", "arguments", "request", "expression", "tracing", "cache", "calibration", "measuring", "pipeline")
+CALLS = (
+    "operands",
+    "arguments",
+    "request",
+    "expression",
+    "tracing",
+    "distributed",
+    "cache",
+    "calibration",
+    "measuring",
+    "pipeline",
+)
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "__main__")
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 LONGEST_FILE = 350

@@ -5,8 +5,8 @@ from __future__ import annotations
 import linecache
 import weakref
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -14,18 +14,23 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from convein.errors import OptionError
 from convein.lowering import Program
 
-_numbers = count(1)
+_loaded: weakref.WeakValueDictionary[str, Callable[..., Any]] = weakref.WeakValueDictionary()
 
 
 def load(program: Program) -> Callable[..., Any]:
-    """The program's function. Its lines show up in tracebacks and debuggers."""
-    filename = f"<convein program {next(_numbers)}>"
+    """The program's function: one for each text. Its lines show up in tracebacks and debuggers."""
     source = program.source
+    loaded = _loaded.get(source)
+    if loaded is not None:
+        return loaded
+    # The same name whenever the text comes again: torch.jit.trace compares names.
+    filename = f"<convein program {crc32(source.encode()):08x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace)
     function: Callable[..., Any] = namespace["program"]
     weakref.finalize(function, linecache.cache.pop, filename, None)
+    _loaded[source] = function
     return function
 
 
