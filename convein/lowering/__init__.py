@@ -45,14 +45,14 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
     network = plan.network
     names = count(1)
     parameters = tuple(f"x{position}" for position, o in enumerate(network.operands) if o.constant is None)
-    opening = Writer(target, names)
+    opening = Writer(target, names, network.output)
     sizes = _symbolic_sizes(network, opening)
     if network.is_zero:
         result = _zeros(opening, network, parameters, sizes)
         return Program(plan, parameters, tuple(opening.statements), (result.name,))
     drafts: list[list[_Draft]] = []
     for position in range(len(network.operands)):
-        writer = Writer(target, names)
+        writer = Writer(target, names, network.output)
         order = orders[position] if position < len(orders) else ()
         value = _load(writer, plan, position, sizes, order)
         drafts.append([_draft(writer, value)])
@@ -63,13 +63,13 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         for left in drafts[step.left]:
             for right in drafts[step.right]:
                 for way in ways(left.value, right.value, correlations, kept, target):
-                    writer = Writer(target, names)
+                    writer = Writer(target, names, network.output)
                     value = join(writer, left.value, right.value, correlations, kept, way)
                     found.append(_draft(writer, value, left, right))
         drafts.append(_cheapest(found))
     finished = []
     for draft in drafts[-1]:
-        writer = Writer(target, names)
+        writer = Writer(target, names, network.output)
         axes = tuple(tuple(mode for mode in axis if mode in draft.value.sizes) for axis in network.output_axes)
         finished.append(_draft(writer, writer.arrange(draft.value, axes), draft))
     best = min(finished, key=lambda draft: draft.price)

@@ -65,7 +65,7 @@ def convolve(
         last: whether channels shall be neighbours in memory, before and after.
     """
     by_mode = {correlation.mode: correlation for correlation in correlations}
-    roles = _assign(x, w, by_mode, kept)
+    roles = _assign(x, w, by_mode, kept, writer.own(w, x))
     if last and len(roles.spatial) == 1:
         # torch has no such layout for one spatial axis.
         passed = roles.batch[1:]
@@ -124,11 +124,10 @@ def _price(
     )
 
 
-def _assign(x: Value, w: Value, by_mode: dict[str, Correlation], kept: frozenset[str]) -> _Roles:
+def _assign(x: Value, w: Value, by_mode: dict[str, Correlation], kept: frozenset[str], free: Axis) -> _Roles:
     shared = [mode for mode in x.modes if mode in w.modes and mode not in by_mode]
     groups = tuple(mode for mode in shared if mode in kept)
     summed = tuple(mode for mode in shared if mode not in kept)
-    free = tuple(mode for mode in w.modes if mode not in x.modes)
     involved = {*shared, *by_mode}
     first = next(place for place, mode in enumerate(x.modes) if mode in involved)
     batch = list(x.modes[:first])

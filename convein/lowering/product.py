@@ -81,7 +81,7 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
     """No batch mode: one matrix on one side."""
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     before, after = _around(x.modes, summed)
-    free = tuple(mode for mode in w.modes if mode not in summed)
+    free = writer.own(w, x)
     if way != "plain":
         before, after = before + after, ()
     numbers = [_count(target, sizes, modes) for modes in (before, after, summed, free)]
@@ -124,7 +124,7 @@ def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> V
     first = next(place for place, mode in enumerate(x.modes) if mode in shared)
     lead = x.modes[:first]
     inner = tuple(mode for mode in x.modes[first:] if mode not in shared)
-    free = tuple(mode for mode in w.modes if mode not in shared)
+    free = writer.own(w, x)
     sizes = {**w.sizes, **x.sizes}
     numbers = [_count(target, sizes, modes) for modes in (lead, batch, inner, summed, free)]
     if lead and inner:

@@ -29,10 +29,12 @@ class Writer:
     Args:
         target: what the program will run on.
         names: numbers for the variables; writers that work on one program share them.
+        output: the modes of the program's result, in order.
     """
 
-    def __init__(self, target: Target, names: count[int] | None = None) -> None:
+    def __init__(self, target: Target, names: count[int] | None = None, output: tuple[str, ...] = ()) -> None:
         self.target = target
+        self._output = {mode: place for place, mode in enumerate(output)}
         self.price = Pricer(target)
         self.statements: list[Statement] = []
         self._names = names or count(1)
@@ -132,6 +134,11 @@ class Writer:
         """A view with the axes in another order than the memory's, for calls that look at the strides."""
         text = f"{value.name}.permute({', '.join(map(str, order))})"
         return self.emit(text, [value], [value.axes[place] for place in order], value.sizes)
+
+    def own(self, w: Value, x: Value) -> Axis:
+        """The modes that only w has, in the order in which the result wants them: w is weights, and cheap to rearrange."""
+        found = [mode for mode in w.modes if mode not in x.modes]
+        return tuple(sorted(found, key=lambda mode: self._output.get(mode, -1)))
 
     def split(self, value: Value) -> Value:
         """The value with one axis for each mode and no others, in memory order."""
