@@ -94,12 +94,12 @@ class Writer:
         both sides first, and the inside of the blocks then, is up to seven times as fast.
         """
         sizes = [value.size(piece) for piece in pieces[order[-1] :]]
-        if not self.target.chooses_layouts or len(sizes) == 1:
+        numbers = [size for size in sizes if isinstance(size, int)]
+        if not self.target.chooses_layouts or len(sizes) == 1 or len(numbers) < len(sizes):
             return False
-        last, *inside = [size for size in sizes if isinstance(size, int)]
+        last, *inside = numbers
         step = prod(inside) * self.target.dtype.itemsize
-        whole = len(inside) + 1 == len(sizes) and inside[-1] % BLOCK == 0
-        return whole and step % ALIASING == 0 and last * step >= CACHE
+        return inside[-1] % BLOCK == 0 and step % ALIASING == 0 and last * step >= CACHE
 
     def _in_blocks(self, value: Value, pieces: list[Axis], order: list[int], wanted: tuple[Axis, ...]) -> Value:
         """A change of the memory's order in two copies: blocks of the innermost axis, then what is inside them."""
