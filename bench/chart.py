@@ -1,5 +1,7 @@
 """results/layers.csv -> the README's table and picture: `python bench/chart.py`, or `--summary` for every mean.
 
+`--targets` prints a table of what was to be reached and what is, from the rows of all cases.
+
 Of the rows, those count that were measured as the last one was: same commit, device, threads and versions. Where there
 are several runs, a case's ratio is the median over them.
 """
@@ -7,19 +9,17 @@ are several runs, a case's ratio is the median over them.
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import log
 from pathlib import Path
 
 from convein.drawing.svg import INK, QUIET, Box, Picture, document, dot, lettering, named, path
+from rows import last_rows, medians
 from summary import MEAN_FORMS, PEERS, Result, mean, results_of, shown, summary
+from targets import targets
 
 RESULTS = Path(__file__).parent / "results"
-SETTING = ("commit", "device", "threads", "python", "torch", "peers", "heap")
 BATCH = 32
 PERCENTS = (1, 10, 50, 100)
 DIRECTIONS = ("forward", "forward+backward")
@@ -35,17 +35,10 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
 def read(file: Path) -> tuple[list[Result], Mapping[str, str], int]:
     """The results of the last setting, the setting, and how many runs it has."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = last_rows(file)
     if not rows:
         raise SystemExit(f"{file} has no rows: run python bench/run.py layers")
-    setting = {key: rows[-1][key] for key in SETTING}
-    rows = [row for row in rows if all(row[key] == value for key, value in setting.items())]
-    ratios: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        ratios[row["group"], row["variant"]].append(float(row["ratio"]))
-    medians = [(*key, statistics.median(values)) for key, values in ratios.items()]
-    return results_of(medians), setting, len({row["date"] for row in rows})
+    return results_of(medians(rows, "ratio")), rows[-1], len({row["date"] for row in rows})
 
 
 def chosen(results: Sequence[Result], peer: str, percent: int, direction: str, layout: str) -> float | None:
@@ -146,7 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/chart.py", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "layers.csv", help="rows of run.py layers")
     parser.add_argument("--summary", action="store_true", help="print every mean and the worst cases instead")
+    parser.add_argument("--targets", action="store_true", help="print what was to be reached, and what is, instead")
     arguments = parser.parse_args()
+    if arguments.targets:
+        print("\n".join(targets(arguments.file.parent)))
+        return
     results, setting, runs = read(arguments.file)
     if arguments.summary:
         print(summary(results))

@@ -30,22 +30,6 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Several ways to do one job. The first variant is what the others are compared with.
-
-    `variants` may be a function that makes them, for groups of which only some are measured.
-    """
-
-    name: str
-    variants: Variants | Callable[[], Variants]
-    limit: Limit | None = None
-
-    def ready(self) -> Variants:
-        """The variants, made now if they are not yet."""
-        return self.variants() if callable(self.variants) else self.variants
-
-
-@dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds for one call of one variant: median and least over all rounds.
 
@@ -60,6 +44,29 @@ class Timing:
     ratio: float
     excess: float
     rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Several ways to do one job. The first variant is what the others are compared with.
+
+    Attributes:
+        name: what it is called.
+        variants: a call by name; or a function that makes them, for groups of which only some are measured.
+        limit: a promise that its report comments on.
+        always: whether it is measured whatever groups are asked for: others need it.
+        kept: which of its timings become rows, if not all do.
+    """
+
+    name: str
+    variants: Variants | Callable[[], Variants]
+    limit: Limit | None = None
+    always: bool = False
+    kept: Callable[[list[Timing]], list[Timing]] = list
+
+    def ready(self) -> Variants:
+        """The variants, made now if they are not yet."""
+        return self.variants() if callable(self.variants) else self.variants
 
 
 def sample(call: Callable[[], object], repeats: int) -> float:

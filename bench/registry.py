@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import summary
-from cases import contractions, imports, layers, overhead, planner
+from cases import contractions, imports, layers, memory, overhead, planner, regret, roofline
 from measure import Group, Timing
 
 CASES: dict[str, Callable[[], Iterator[Group]]] = {
@@ -14,7 +14,15 @@ CASES: dict[str, Callable[[], Iterator[Group]]] = {
     "planner": planner.groups,
     "layers": layers.groups,
     "contractions": contractions.groups,
+    "regret": regret.groups,
+    "roofline": roofline.groups,
 }
+# What is counted in bytes, and not timed.
+COUNTS: dict[str, Callable[[], Iterator[memory.Count]]] = {"memory": memory.counts}
 
 # What is said of all groups of a case at its end.
-SUMMARIES: dict[str, Callable[[list[Timing]], str]] = {"layers": summary.of_timings}
+SUMMARIES: dict[str, Callable[[list[Timing]], str]] = {
+    "layers": summary.of_timings,
+    "regret": regret.summary,
+    "roofline": roofline.summary,
+}

@@ -12,7 +12,8 @@ import csv
 import datetime
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -20,12 +21,14 @@ import torch
 from tqdm import tqdm
 
 from allocator import keep_heap
+from cases import memory
 from measure import Group, Timing, measure
-from registry import CASES, SUMMARIES
+from registry import CASES, COUNTS, SUMMARIES
 
 HERE = Path(__file__).parent
 PEERS = ("opt_einsum", "cotengra", "tensorly-torch", "einconv")
 MEASURED = ("group", "variant", "median_us", "min_us", "ratio", "rounds")
+COUNTED = ("group", "variant", "unit", "value", "ratio")
 
 
 def device_name() -> str:
@@ -80,22 +83,24 @@ def prepare(path: Path, columns: list[str]) -> None:
             raise SystemExit(f"{path} has other columns than this version writes: move it away")
 
 
-def save(path: Path, shared: Mapping[str, str], timings: Iterable[Timing]) -> None:
-    """Append one row for each timing to a case's file."""
+def save(path: Path, shared: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Append rows to a case's file."""
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*shared, *MEASURED], lineterminator="\n")
-        for timing in timings:
-            writer.writerow(
-                {
-                    **shared,
-                    "group": timing.group,
-                    "variant": timing.variant,
-                    "median_us": f"{timing.median * 1e6:.2f}",
-                    "min_us": f"{timing.least * 1e6:.2f}",
-                    "ratio": f"{timing.ratio:.3f}",
-                    "rounds": timing.rounds,
-                }
-            )
+        writer = csv.writer(file, lineterminator="\n")
+        for row in rows:
+            writer.writerow([*shared.values(), *row.values()])
+
+
+def row_of(timing: Timing) -> dict[str, object]:
+    """A timing as its row has it, in the order of `MEASURED`."""
+    return {
+        "group": timing.group,
+        "variant": timing.variant,
+        "median_us": f"{timing.median * 1e6:.2f}",
+        "min_us": f"{timing.least * 1e6:.2f}",
+        "ratio": f"{timing.ratio:.3f}",
+        "rounds": timing.rounds,
+    }
 
 
 def verdict(group: Group, timings: list[Timing]) -> str:
@@ -110,12 +115,10 @@ def verdict(group: Group, timings: list[Timing]) -> str:
     return f"  {limit.variant}: {spent * 1e6:.1f} us{more}, {kept} the limit of {limit.seconds * 1e6:.0f} us\n"
 
 
-def wanted(case: str, only: str) -> Iterator[Group]:
-    """The groups of a case whose names have each of the phrases between the commas of `only`."""
+def is_wanted(name: str, only: str) -> bool:
+    """Whether the name of a group has each of the phrases between the commas of `only`."""
     phrases = [f" {phrase.strip()} " for phrase in only.split(",") if phrase.strip()]
-    for group in CASES[case]():
-        if all(phrase in f" {group.name} " for phrase in phrases):
-            yield group
+    return all(phrase in f" {name} " for phrase in phrases)
 
 
 def report(group: Group, timings: list[Timing]) -> str:
@@ -135,7 +138,9 @@ def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> 
     if not arguments.dry:
         prepare(path, [*shared, *MEASURED])
     results: list[Timing] = []
-    for group in wanted(case, arguments.only):
+    for group in CASES[case]():
+        if not (group.always or is_wanted(group.name, arguments.only)):
+            continue
         timings: list[Timing] = []
         with tqdm(total=arguments.rounds, desc=f"{case}: {group.name}", leave=False) as bar:
             for timing in measure(group, arguments.rounds, arguments.seconds):
@@ -145,8 +150,8 @@ def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> 
                     timings.append(timing)
         print(f"{case}: {report(group, timings)}", flush=True)
         if not arguments.dry:
-            save(path, shared, timings)
-        results += timings
+            save(path, shared, map(row_of, group.kept(timings)))
+        results += group.kept(timings)
     if not results:
         print(f"{case}: no group has {arguments.only!r}\n")
         return
@@ -156,10 +161,36 @@ def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> 
         print(f"rows appended to {path.relative_to(HERE.parent)}\n")
 
 
+def count(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> None:
+    """As `run`, for what is counted: one row for each variant."""
+    path = HERE / "results" / f"{case}.csv"
+    if not arguments.dry:
+        prepare(path, [*shared, *COUNTED])
+    results: list[memory.Amount] = []
+    for group in COUNTS[case]():
+        if not is_wanted(group.name, arguments.only):
+            continue
+        amounts: list[memory.Amount] = []
+        with tqdm(total=len(group.variants), desc=f"{case}: {group.name}", leave=False) as bar:
+            for found in memory.measure(group):
+                bar.update()
+                if isinstance(found, str):
+                    tqdm.write(found)
+                else:
+                    amounts.append(found)
+        lines = [f"  {found.value:14} {found.unit}  ratio {found.ratio:7.3f}  {found.variant}" for found in amounts]
+        print("\n".join([f"{case}: {group.name}", *lines, ""]), flush=True)
+        if not arguments.dry:
+            save(path, shared, map(asdict, amounts))
+        results += amounts
+    print(memory.summary(results) if results else f"{case}: no group has {arguments.only!r}\n")
+
+
 def main() -> None:
     """Read the command line and run the cases it names."""
+    known = (*CASES, *COUNTS)
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(CASES)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(known)} (default: all)")
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="WORDS", help='groups whose names have them: "CP 64, batch 32"')
     parser.add_argument(
@@ -167,13 +198,13 @@ def main() -> None:
     )
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in CASES]
+    unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        parser.error(f"no case called {', '.join(unknown)}: there are {', '.join(CASES)}")
+        parser.error(f"no case called {', '.join(unknown)}: there are {', '.join(known)}")
     torch.set_num_threads(1)
     shared = environment(heap=keep_heap())
-    for name in arguments.names or CASES:
-        run(name, arguments, shared)
+    for name in arguments.names or known:
+        (count if name in COUNTS else run)(name, arguments, shared)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from convein.metering import Sample
 from convein.network import Network
 from convein.planner.candidates import candidates
 
-# So many orders are lowered, and of their programs so many timed: those that should be the fastest.
-ORDERS = 16
+# So many programs are timed, those that should be the fastest of so many orders for each.
 TIMED = 5
+ORDERS = 3
 # After two calls, what takes so many times longer than the fastest is out.
 HOPELESS = 1.5
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
@@ -59,21 +59,22 @@ def is_possible(device: torch.device, tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def programs(
-    network: Network, target: Target, orders: Sequence[tuple[int, ...]], options: Mapping[str, Any]
+    network: Network, target: Target, orders: Sequence[tuple[int, ...]], options: Mapping[str, Any], count: int = TIMED
 ) -> list[Program]:
-    """The programs worth timing, the most promising first: of the best orders those with the lowest price.
+    """The `count` programs worth timing, the most promising first: of the best orders those with the lowest price.
 
     Args:
         network: what is planned.
         target: what they will run on.
         orders: how the operands lie in memory, as for `lower`.
         options: what `candidates` is told.
+        count: how many.
     """
     found: dict[str, Program] = {}
-    for plan in candidates(network, ORDERS, **options):
+    for plan in candidates(network, ORDERS * count, **options):
         program = lower(replace(plan, optimizer="measure"), target, orders)
         found.setdefault(program.source, program)
-    return sorted(found.values(), key=lambda program: program.price)[:TIMED]
+    return sorted(found.values(), key=lambda program: program.price)[:count]
 
 
 def fastest(

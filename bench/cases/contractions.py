@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-import cotengra
 import networkx
 import opt_einsum
 import torch
@@ -69,21 +68,31 @@ def _network(name: str, graph: networkx.Graph, size: int) -> tuple[str, str, Map
     return name, f"{','.join(terms)}->{start}{end}", dict.fromkeys([*letters.values(), start, end], size)
 
 
+def _cotengra(equation: str, shapes: Sequence[tuple[int, ...]]) -> dict[str, Callable[..., Tensor]]:
+    """Its calls, if it is installed."""
+    try:
+        import cotengra
+    except ImportError:
+        return {}
+    return {
+        "cotengra.einsum": partial(cotengra.einsum, equation),
+        "cotengra.einsum_expression": cotengra.einsum_expression(equation, *shapes),
+    }
+
+
 def _variants(equation: str, sizes: Mapping[str, int], *, trains: bool) -> dict[str, Callable[[], object]]:
     shapes = [tuple(sizes[mode] for mode in term) for term in equation.split("->", maxsplit=1)[0].split(",")]
     numbers = torch.Generator().manual_seed(0)
     operands = [torch.randn(shape, generator=numbers, requires_grad=trains) for shape in shapes]
     compiled = convein.compile(equation, *operands)
     expression = opt_einsum.contract_expression(equation, *shapes)
-    planned = cotengra.einsum_expression(equation, *shapes)
     calls: dict[str, Callable[..., Tensor]] = {
         "convein.compile": compiled,
         "convein.conv_einsum": partial(convein.conv_einsum, equation),
         "torch.einsum": partial(torch.einsum, equation),
         "opt_einsum.contract": partial(opt_einsum.contract, equation),
         "opt_einsum.contract_expression": expression,
-        "cotengra.einsum": partial(cotengra.einsum, equation),
-        "cotengra.einsum_expression": planned,
+        **_cotengra(equation, shapes),
     }
     exact = torch.einsum(equation, *(operand.detach().double() for operand in operands))
     gradient = torch.randn(exact.shape, generator=numbers)
