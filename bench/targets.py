@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rows import Row, last_rows, medians
 from summary import FOLDED, MEAN_FORMS, NOISE, Result, mean, results_of, shown
 
 CP_LIKE = ("CP", "Tucker-2", "TT")
+LEAST_WORK = 20  # microseconds
 FORWARD, TRAINING = "forward", "forward+backward"
 
 
@@ -25,6 +27,8 @@ def targets(folder: Path) -> Iterator[str]:
         *_roofline(last_rows(folder / "roofline.csv")),
         *_regret(last_rows(folder / "regret.csv")),
         *_memory(last_rows(folder / "memory.csv")),
+        *_contractions(last_rows(folder / "contractions.csv")),
+        *_calls(last_rows(folder / "overhead.csv")),
     ]
     for what, wanted, measured in lines:
         yield f"| {what} | {wanted} | {measured} |"
@@ -109,3 +113,32 @@ def _memory(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
         mine = [times for found, group, other, times in gains if (found, other) == (unit, peer) and words in group]
         measured = f"{shown(mean(mine))}, {shown(min(mine, default=None))}"
         yield f"{unit}, {words.rstrip(',')}, over {peer}: mean, least", f"{least:g}", measured
+
+
+def _contractions(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+    """Calls by the text beside calls by the text, compiled ones beside compiled ones, from so much work upward."""
+    times: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for group, variant, spent in medians(rows, "median_us"):
+        times[group][variant] = spent
+    for what, ours, peers in (
+        ("contractions by the text", "convein.conv_einsum", ("torch.einsum", "opt_einsum.contract")),
+        ("contractions, compiled", "convein.compile", ("torch.einsum", "opt_einsum.contract_expression")),
+    ):
+        found = [
+            min(spent[peer] for peer in peers) / spent[ours]
+            for spent in times.values()
+            if min(spent.values()) >= LEAST_WORK
+        ]
+        measured = f"{shown(mean(found))}, {shown(min(found, default=None))}"
+        yield f"{what}, over torch.einsum and opt_einsum: mean, least", "1, 0.95", measured
+
+
+def _calls(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+    times = {(group.split()[0], variant): spent for group, variant, spent in medians(rows, "median_us")}
+    for what, group, variant, most in (
+        ("a compiled call", "chain", "convein.compile", 3),
+        ("a call by the text", "chain", "convein.conv_einsum", 8),
+        ("a first call", "first", "convein.conv_einsum", 2000),
+    ):
+        more = times[group, variant] - times[group, "raw torch calls"] if (group, variant) in times else None
+        yield f"{what} of four operands, microseconds more than torch's calls", f"{most} (at most)", shown(more)

@@ -179,6 +179,15 @@ def test_the_table_of_targets_takes_what_rows_there_are(tmp_path: Path) -> None:
     counted = ("group", "variant", "unit", "value", "ratio")
     batches = [("video", "convein", memory.LARGEST, 50, 1), ("video", memory.RECOMPUTED, memory.LARGEST, 4, 0.1)]
     write(tmp_path / "memory.csv", counted, batches)
+    peers = {"convein.compile": 40, "convein.conv_einsum": 50, "torch.einsum": 60, "opt_einsum.contract": 70}
+    peers["opt_einsum.contract_expression"] = 38
+    contractions = [("large", variant, spent, 1, 1, 9) for variant, spent in peers.items()]
+    tiny = [("tiny", variant, 1, 1, 1, 9) for variant in peers]
+    write(tmp_path / "contractions.csv", timed, [*contractions, *tiny])
+    chain = {"raw torch calls": 3, "convein.conv_einsum": 5, "convein.compile": 4.5}
+    write(
+        tmp_path / "overhead.csv", timed, [("chain ab,bc", variant, spent, 1, 1, 9) for variant, spent in chain.items()]
+    )
     lines = list(targets(tmp_path))
     for line in (
         "| forward, NCHW, over tensorly-torch | 1.4 | 2.45 |",  # the root of 2 * 3
@@ -187,5 +196,8 @@ def test_the_table_of_targets_takes_what_rows_there_are(tmp_path: Path) -> None:
         "| cases more than 5 % slower than the fastest peer | 0 (at most) | 1 of 4 |",
         "| chosen plan over the best of ten: mean, worst | 1.03, 1.5 (at most) | 1.12, 1.25 |",
         "| largest batch, video, over left to right, torch checkpoints: mean, least | 10 | 12.5, 12.5 |",
+        "| contractions by the text, over torch.einsum and opt_einsum: mean, least | 1, 0.95 | 1.20, 1.20 |",
+        "| a compiled call of four operands, microseconds more than torch's calls | 3 (at most) | 1.50 |",
+        "| a first call of four operands, microseconds more than torch's calls | 2000 (at most) | - |",
     ):
         assert line in lines

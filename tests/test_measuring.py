@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import convein
-from convein import conv_einsum, measuring, pipeline
+from convein import cache, conv_einsum, measuring, pipeline
 from convein.lowering import Program
 from convein.metering import LiveMemory, Sample
 from convein.planner import plan
@@ -180,6 +180,12 @@ def test_nothing_is_computed_for_a_path(clock: Clock) -> None:
     path, info = convein.contract_path(CP, *operands(), optimize="measure")
     assert (path, info.optimizer) == (convein.contract_path(CP, *SHAPES)[0], "optimal")
     assert clock.calls == 0
+
+
+def test_of_two_threads_that_measure_the_same_the_first_is_remembered() -> None:
+    assert cache.store("key", torch.neg) is torch.neg
+    assert cache.store("key", torch.abs) is torch.neg
+    assert cache.lookup("key") is torch.neg
 
 
 # What nobody notices

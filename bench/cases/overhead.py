@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import count, islice
 from typing import Any
 
 import opt_einsum
@@ -13,6 +15,7 @@ import convein
 from measure import Group, Limit
 
 MOST = 12e-6
+FIRST = 2e-3
 
 
 def _group(
@@ -34,8 +37,25 @@ def _group(
     return Group(f"{name} {expression}", variants, Limit("convein.conv_einsum", MOST, more_than_first=True))
 
 
+def _first_call() -> Group:
+    """A chain of four with other letters in every call, so that nothing is known of it."""
+    operands = [torch.randn(8, 8) for _ in range(4)]
+    letters = map(opt_einsum.get_symbol, count())
+
+    def first() -> object:
+        a, b, c, d, e = islice(letters, 5)
+        return convein.conv_einsum(f"{a}{b},{b}{c},{c}{d},{d}{e}->{a}{e}", *operands)
+
+    first_operand, *others = operands
+    variants: dict[str, Callable[[], object]] = {
+        "raw torch calls": lambda: reduce(torch.mm, others, first_operand),
+        "convein.conv_einsum": first,
+    }
+    return Group("first call ab,bc,cd,de->ae", variants, Limit("convein.conv_einsum", FIRST, more_than_first=True))
+
+
 def groups() -> Iterator[Group]:
-    """Two operands, a chain of four, a convolution, and one with keywords."""
+    """Two operands, a chain of four, a convolution, one with keywords, and a chain that was never seen."""
     pair, chain = [(8, 8)] * 2, [(8, 8)] * 4
     picture, weight, expression = (1, 2, 6, 6), (2, 2, 3, 3), "bshw,tshw->bthw|hw"
     yield _group("pair", "ij,jk->ik", torch.mm, *pair)
@@ -50,3 +70,4 @@ def groups() -> Iterator[Group]:
         stride={"h": 2},
         padding=1,
     )
+    yield _first_call()
