@@ -1,7 +1,8 @@
 """Measures the machine: a table of rates for `cost="time"`, in under a second, once per machine.
 
-Some forty small calls of every class are timed, forward and with their backward pass. Overhead, arithmetic rate and
-bandwidth of each class are fitted to the times with non-negative least squares, relative errors counting alike.
+The shipped table was fitted to hundreds of whole programs, which a short measurement cannot do better. So here every
+class of calls is timed at a small and at a large size, and the shipped rates are scaled by how this machine differs
+from theirs. Small differences are noise, and are not believed.
 """
 
 from __future__ import annotations
@@ -10,30 +11,59 @@ import json
 import logging
 import os
 import platform
+import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import combinations
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from convein.execution.ops import linear
 from convein.planner import rates
 from convein.planner.rates import SHIPPED, Rate, Rates
 
 log = logging.getLogger("convein")
 
 ROUNDS = 5
-# A call: its class, its operations, its bytes, its operands, and the call itself.
-Probe = tuple[str, float, float, tuple[torch.Tensor, ...], Callable[..., torch.Tensor]]
+# A class whose probe differs from the others by less than this factor differs by noise.
+NOISE = 1.35
+# Of a small and a large call forward, then of their backward passes.
+Microseconds = tuple[float, float, float, float]
+# What the probes take on the machine of the shipped table.
+REFERENCE: Mapping[str, Microseconds] = {
+    rates.ROWS: (11.7, 206, 52.3, 566),
+    rates.MATRIX: (1.4, 459, 15.3, 959),
+    rates.BATCHED: (1.5, 464, 15.3, 967),
+    rates.POINTWISE: (3.3, 299, 17.8, 626),
+    rates.DENSE_FIRST: (34.8, 926, 87.2, 1907),
+    rates.DENSE_LAST: (24.7, 835, 72.9, 1690),
+    rates.GROUPED_FIRST: (36.9, 654, 84.4, 2587),
+    rates.GROUPED_LAST: (27.0, 503, 71.0, 955),
+    rates.DEPTHWISE_FIRST: (35.5, 145, 87.1, 324),
+    rates.DEPTHWISE_LAST: (22.5, 78.5, 64.2, 191),
+    rates.ELEMENTWISE: (1.0, 48.1, 13.5, 118),
+    rates.COPY: (2.4, 133, 12.0, 16.5),
+}
+SWITCH = "CONVEIN_CALIBRATION"
+
+# A call and its operands.
+Probe = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 def calibrate(*, save: bool = True) -> Rates:
     """Measures this machine's CPU as it is now: its threads, this torch.
+
+    It happens by itself when a plan by `cost="time"` is first needed and no table is stored, unless the environment
+    says CONVEIN_CALIBRATION=off, in a distributed group, under torch.use_deterministic_algorithms, while something
+    traces, or where the table could not be stored: then the shipped table serves.
 
     Args:
         save: keep the table in the user's cache folder, for later processes.
@@ -42,32 +72,32 @@ def calibrate(*, save: bool = True) -> Rates:
         The table; `cost="time"` uses it from now on in this process.
     """
     started = perf_counter()
-    forward: dict[str, list[tuple[float, float, float]]] = {}
-    backward: dict[str, list[tuple[float, float, float]]] = {}
-    with torch.random.fork_rng(devices=[]):
-        for kind, flops, moved, operands, call in _probes():
-            ahead = _measure(call, operands)
-            forward.setdefault(kind, []).append((flops, moved, ahead))
-            both = _measure_training(call, operands)
-            backward.setdefault(kind, []).append((flops * len(operands), moved * len(operands), max(both - ahead, 1.0)))
-    table = Rates(
-        f"measured: {machine()}",
-        {kind: _fit(forward.get(kind, []), SHIPPED.forward[kind]) for kind in SHIPPED.forward},
-        {kind: _fit(backward.get(kind, []), SHIPPED.backward[kind]) for kind in SHIPPED.backward},
-    )
+    # A thread of its own has none of the caller's modes, hooks and contexts.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: {kind: _measured(kind) for kind in SHIPPED.forward}).result()
+    table = _scaled(f"measured: {machine()}", found)
     where = _write(table) if save else None
     log.info("convein measured this machine in %.2f s%s", perf_counter() - started, f" -> {where}" if where else "")
     _known[machine()] = table
     return table
 
 
-def current() -> Rates:
-    """The table to plan with: what `calibrate` measured, in this process or an earlier one, else the shipped table."""
+def current(cost: object = "time", device: str = "cpu") -> Rates:
+    """The table to plan with: what was measured, in this process or an earlier one, else the shipped table.
+
+    Args:
+        cost: what the plan minimises: if it depends on the table, a CPU that nobody has measured is measured now.
+        device: what the plan is for.
+    """
     name = machine()
-    found = _known.get(name)
-    if found is None:
-        found = _known[name] = _read() or SHIPPED
-    return found
+    if (found := _known.get(name) or _read()) is not None:
+        _known[name] = found
+        return found
+    needed = device == "cpu" and isinstance(cost, str) and cost in ("auto", "time")
+    if not needed or not _may_measure():
+        return SHIPPED
+    with _measuring:
+        return _known.get(name) or calibrate()
 
 
 def machine() -> str:
@@ -76,63 +106,81 @@ def machine() -> str:
 
 
 _known: dict[str, Rates] = {}
+_measuring = Lock()
 
 
-def _probes() -> Iterator[Probe]:
-    """Small calls of every class, each class in three sizes that differ in work and in bytes."""
-    for pixels, s, r in ((4096, 64, 32), (8192, 32, 16), (1024, 128, 128)):
-        x, w = torch.randn(16, pixels // 16, 1, s).permute(0, 3, 1, 2), torch.randn(r, s, 1, 1)
-        moved = 4 * (pixels * (s + r) + s * r)
-        yield rates.ROWS, 2 * pixels * s * r, moved, (x, w), F.conv2d
-        yield rates.MATRIX, 2 * pixels * s * r, moved, (torch.randn(pixels, s), torch.randn(s, r)), torch.mm
-        image = torch.randn(16, s, pixels // 16)
-        yield rates.POINTWISE, 2 * pixels * s * r, moved, (image, torch.randn(r, s, 1)), F.conv1d
-    for batch, m, k, n in ((64, 32, 32, 32), (256, 8, 16, 8), (16, 96, 64, 64)):
-        a, b = torch.randn(batch, m, k), torch.randn(batch, k, n)
-        yield rates.BATCHED, 2 * batch * m * k * n, 4 * batch * (m * k + k * n + m * n), (a, b), torch.bmm
-    for c, size in ((16, 28), (32, 14), (64, 14)):
-        yield from _convolutions(rates.DENSE_FIRST, rates.DENSE_LAST, c, c, 1, size)
-        yield from _convolutions(rates.DEPTHWISE_FIRST, rates.DEPTHWISE_LAST, c, 1, c, size)
-        yield from _convolutions(rates.GROUPED_FIRST, rates.GROUPED_LAST, c, 4, c // 4, size)
-    for rows, columns in ((64, 256), (512, 512), (2048, 256)):
-        a, b = torch.randn(rows, columns), torch.randn(rows, columns)
-        yield rates.ELEMENTWISE, rows * columns, 12 * rows * columns, (a, b), torch.mul
-    for images, channels, pixels in ((8, 32, 64), (16, 64, 256), (16, 32, 1024)):
-        moved = 8 * images * channels * pixels
-        yield rates.COPY, 0, moved, (torch.randn(images, channels, pixels),), _last
+def _may_measure() -> bool:
+    """Whether nobody minds half a second of work now, and a file after it."""
+    return (
+        os.environ.get(SWITCH, "on") != "off"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and _get_current_dispatch_mode() is None
+        and not torch.are_deterministic_algorithms_enabled()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        and _is_writable(_file().parent)
+    )
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _measured(kind: str) -> Microseconds:
+    """A class at its small and its large size, forward and backward."""
+    small, small_back = _timed(*_probe(kind, large=False))
+    large, large_back = _timed(*_probe(kind, large=True))
+    return small, large, small_back, large_back
+
+
+def _timed(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> tuple[float, float]:
+    """Microseconds of the call, and of its backward pass."""
+    leaves = [operand.requires_grad_() for operand in operands]
+    ones = torch.ones_like(call(*leaves))
+    with torch.no_grad():
+        ahead = _fastest(lambda: call(*leaves))
+    both = _fastest(lambda: torch.autograd.grad(call(*leaves), leaves, ones))
+    return ahead, max(both - ahead, 1.0)
+
+
+def _probe(kind: str, *, large: bool) -> Probe:
+    """A call of one class and its operands."""
+    numbers = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=numbers)
+
+    images, pixels, s, r = (16, 520, 64, 48) if large else (2, 36, 16, 16)
+    rows = images * pixels
+    matrices: dict[str, Probe] = {
+        rates.ROWS: (linear, (random(rows, s), random(r, s))),
+        rates.MATRIX: (torch.mm, (random(rows, s), random(s, r))),
+        rates.BATCHED: (torch.bmm, (random(images, pixels, s), random(images, s, r))),
+        rates.POINTWISE: (F.conv1d, (random(images, s, pixels), random(r, s, 1))),
+        rates.ELEMENTWISE: (torch.mul, (random(rows, s), random(rows, s))),
+        rates.COPY: (_last, (random(images, s, pixels),)),
+    }
+    if kind in matrices:
+        return matrices[kind]
+    size, channels = (28, 32) if large else (6, 16)
+    family, layout = kind.split(", ")
+    groups, summed = {"dense": (1, channels), "grouped": (channels // 4, 4), "depthwise": (channels, 1)}[family]
+    x = random(images, channels, size, size)
+    if layout == "last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return partial(F.conv2d, padding=1, groups=groups), (x, random(channels, summed, 3, 3))
 
 
 def _last(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 1).contiguous()
 
 
-def _convolutions(first: str, last: str, channels: int, summed: int, groups: int, size: int) -> Iterator[Probe]:
-    """The same 3x3 convolution in both layouts."""
-    x, w = torch.randn(8, channels, size, size), torch.randn(channels, summed, 3, 3)
-    flops = 2.0 * x.numel() * summed * 9
-    moved = 4.0 * (2 * x.numel() + w.numel())
-
-    def call(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, w, padding=1, groups=groups)
-
-    yield first, flops, moved, (x, w), call
-    yield last, flops, moved, (x.contiguous(memory_format=torch.channels_last), w), call
-
-
-def _measure(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
-    """Microseconds: the fastest of a few rounds, after one that warms up."""
-    with torch.no_grad():
-        return _fastest(lambda: call(*operands))
-
-
-def _measure_training(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> float:
-    leaves = tuple(operand.detach().requires_grad_() for operand in operands)
-    with torch.enable_grad():
-        ones = torch.ones_like(call(*leaves))
-        return _fastest(lambda: torch.autograd.grad(call(*leaves), leaves, ones))
-
-
 def _fastest(call: Callable[[], object]) -> float:
+    """Microseconds of the fastest of a few rounds, after one that warms up."""
     call()
     best = float("inf")
     for _ in range(ROUNDS):
@@ -142,23 +190,23 @@ def _fastest(call: Callable[[], object]) -> float:
     return best * 1e6
 
 
-def _fit(samples: list[tuple[float, float, float]], fallback: Rate) -> Rate:
-    """Overhead, arithmetic and bandwidth from (operations, bytes, microseconds), none of them negative."""
-    if not samples:
-        return fallback
-    wanted = np.ones(len(samples))
-    columns = np.array([[1.0, flops / 1e3, moved / 1e3] for flops, moved, _ in samples])
-    weighted = columns / np.array([[time] for *_, time in samples])
-    best, error = np.zeros(3), np.inf
-    for size in (1, 2, 3):
-        for used in map(list, combinations(range(3), size)):
-            part = np.linalg.lstsq(weighted[:, used], wanted, rcond=None)[0]
-            miss = float(((weighted[:, used] @ part - wanted) ** 2).sum())
-            if (part >= 0).all() and miss < error - 1e-9:
-                best, error = np.zeros(3), miss
-                best[used] = part
-    overhead, per_flop, per_byte = (float(value) for value in best)
-    return Rate(overhead, 1 / per_flop if per_flop else 1e6, 1 / per_byte if per_byte else 1e6)
+def _scaled(name: str, found: Mapping[str, Microseconds]) -> Rates:
+    """The shipped table, every class as much slower as its probes are."""
+    ratios = {kind: [a / b for a, b in zip(found[kind], REFERENCE[kind], strict=True)] for kind in found}
+    usual = [statistics.median(each) for each in zip(*ratios.values(), strict=True)]
+    believed = {
+        kind: [one if max(one / all_, all_ / one) > NOISE else all_ for one, all_ in zip(own, usual, strict=True)]
+        for kind, own in ratios.items()
+    }
+    parts = [
+        {kind: _slower(rate, believed[kind][side], believed[kind][side + 1]) for kind, rate in part.items()}
+        for side, part in ((0, SHIPPED.forward), (2, SHIPPED.backward))
+    ]
+    return Rates(name, *parts)
+
+
+def _slower(rate: Rate, small: float, large: float) -> Rate:
+    return Rate(rate.overhead * small, rate.flops / large, rate.bandwidth / large)
 
 
 def _processor() -> str:

@@ -161,7 +161,7 @@ def contract_path(
         optimize=request.optimize,
         cost=request.cost,
         needs_grad=gradients_needed(operands, grad, network),
-        rates=calibration.current(),
+        rates=calibration.current(request.cost),
     )
     return list(planned.path), path_info(planned)
 
@@ -206,7 +206,9 @@ def compile(
     # Calls may bring other layouts: only what is likely to come again decides, and nothing relies on it.
     lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
     orders = tuple(memory_order(tensors[j]) if j in tensors and j in lasting else () for j in range(len(operands)))
-    target = Target(dtype, where.type, dict(network.sizes), calibration.current(), knows_memory=False)
+    target = Target(
+        dtype, where.type, dict(network.sizes), calibration.current(request.cost, where.type), knows_memory=False
+    )
     passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
     free = free_axes(network, operands)
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
@@ -287,7 +289,8 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
     needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
-    target = Target(dtype, operands[0].device.type, dict(network.sizes), calibration.current())
+    device = operands[0].device.type
+    target = Target(dtype, device, dict(network.sizes), calibration.current(request.cost, device))
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
     several = measuring.is_wanted(request.optimize)

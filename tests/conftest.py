@@ -1,11 +1,15 @@
-"""Settings of the whole test run: one thread, and how many examples hypothesis draws."""
+"""Settings of the whole test run: one thread, the shipped rates, and how many examples hypothesis draws."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# Plans must not depend on how busy the machine is.
+os.environ["CONVEIN_CALIBRATION"] = "off"
 
 QUIET = [HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large]
 settings.register_profile(

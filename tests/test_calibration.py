@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convein
 from convein import calibration
-from convein.planner.rates import MATRIX, SHIPPED, Rate
+from convein.planner.rates import COPY, MATRIX, SHIPPED, Rate
 
 CP = "bshw,rs,rh,rw,rt->bthw|hw"
 
@@ -18,16 +19,97 @@ CP = "bshw,rs,rh,rw,rt->bthw|hw"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(calibration.SWITCH)
     monkeypatch.setattr(calibration, "_known", {})
 
 
-def test_without_a_measurement_the_shipped_table_serves() -> None:
-    assert calibration.current() is SHIPPED
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes that were measured; the probes are those of the shipped table's machine."""
+    asked: list[str] = []
+
+    def measure(kind: str) -> calibration.Microseconds:
+        asked.append(kind)
+        return calibration.REFERENCE[kind]
+
+    monkeypatch.setattr(calibration, "_measured", measure)
+    return asked
+
+
+def test_the_first_plan_that_needs_it_measures_the_machine_once(
+    measured: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="convein")
+    shapes = [(4, 7), (7, 9), (9, 3)]
+    for cost in ("flops", "training", "memory", lambda step: step.macs):
+        convein.contract_path("ab,bc,cd->ad", *shapes, cost=cost)
+    assert not measured
+    _, info = convein.contract_path("ab,bc,cd->ad", *shapes)
+    assert measured == list(SHIPPED.forward)
+    assert calibration.machine() in str(info)
+    convein.conv_einsum("ab,bc->ac", torch.ones(2, 3), torch.ones(3, 4))
+    assert len(measured) == len(SHIPPED.forward)
+    assert [record.message.startswith("convein measured this machine in") for record in caplog.records] == [True]
+
+
+def test_the_machine_of_the_shipped_table_gets_the_shipped_rates(measured: list[str]) -> None:
+    table = calibration.current()
+    assert measured
+    assert table.forward == SHIPPED.forward
+    assert table.backward == SHIPPED.backward
+
+
+def test_one_class_that_is_slower_than_the_others_gets_lower_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine twice as fast all over, but for one class; the large call decides rates, the small one overhead."""
+
+    def measure(kind: str) -> calibration.Microseconds:
+        small, large, small_back, large_back = (time / 2 for time in calibration.REFERENCE[kind])
+        return (small * 1.1, large * 6 if kind == COPY else large, small_back, large_back)
+
+    monkeypatch.setattr(calibration, "_measured", measure)
+    table = convein.calibrate(save=False)
+    copy, matrix = table.forward[COPY], table.forward[MATRIX]
+    assert copy.bandwidth == pytest.approx(SHIPPED.forward[COPY].bandwidth / 3)
+    assert copy.overhead == pytest.approx(SHIPPED.forward[COPY].overhead * 0.55)
+    assert matrix.flops == pytest.approx(SHIPPED.forward[MATRIX].flops * 2)
+    assert table.backward[COPY].bandwidth == pytest.approx(SHIPPED.backward[COPY].bandwidth * 2)
+
+
+def test_nothing_is_measured_where_it_would_disturb(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w = torch.ones(2, 3), torch.ones(3, 4)
+
+    def call() -> None:
+        convein.cache_clear()
+        convein.conv_einsum("ab,bc->ac", x, w)
+
+    with monkeypatch.context() as patch:
+        patch.setenv(calibration.SWITCH, "off")
+        call()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        call()
+    torch.use_deterministic_algorithms(True)
+    try:
+        call()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.compile(lambda a, b: convein.conv_einsum("ab,bc->ac", a, b), fullgraph=True, backend="aot_eager")(x, w)
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
+        torch.jit.trace(lambda a, b: convein.conv_einsum("ab,bc->ac", a, b), (x, w), check_trace=False)
+    with monkeypatch.context() as patch:
+        (tmp_path / "file").write_text("", encoding="utf-8")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        call()
+    assert not measured
+    call()
+    assert measured
 
 
 def test_a_measured_table_is_kept_for_later_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.random.get_rng_state()
-    table = convein.calibrate()
+    with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
+        table = convein.calibrate()
     assert torch.equal(state, torch.random.get_rng_state())
     assert calibration.machine() in table.name
     for part in (table.forward, table.backward):
@@ -39,21 +121,28 @@ def test_a_measured_table_is_kept_for_later_processes(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"name": "", "forward": {}, "backward": {}}'])
-def test_a_broken_file_is_as_good_as_none(text: str) -> None:
+def test_a_broken_file_is_as_good_as_none(measured: list[str], text: str) -> None:
     path = calibration._file()
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
-    assert calibration.current() is SHIPPED
+    assert calibration.current("flops") is SHIPPED
+    assert calibration.current() is not SHIPPED
+    assert measured
 
 
-def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_no_error(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert calibration.current() is convein.calibrate() or calibration.current().name.startswith("measured")
+    table = convein.calibrate()
+    assert measured
+    assert calibration.current() is table
 
 
 def test_rates_decide_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that is hardly compressed composes its dense kernel first; where products are free it does not."""
+    monkeypatch.setenv(calibration.SWITCH, "off")
     shapes = [(32, 64, 32, 32), (275, 64), (275, 3), (275, 3), (275, 64)]
     _, info = convein.contract_path(CP, *shapes)
     assert "dense conv" in str(info)
@@ -64,7 +153,8 @@ def test_rates_decide_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "dense conv" not in str(convein.contract_path(CP, *shapes)[1])
 
 
-def test_the_time_of_a_step_grows_with_its_work() -> None:
+def test_the_time_of_a_step_grows_with_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(calibration.SWITCH, "off")
     sizes = [64, 128, 256, 512]
     times = [convein.compile("ij,jk->ik", (n, n), (n, n)).plan.total for n in sizes]
     assert times == sorted(times)

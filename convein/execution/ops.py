@@ -21,7 +21,7 @@ def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     if not _is_plain(x, w):
         return F.linear(x, w)
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        result: torch.Tensor = _Linear.apply(x, w)
+        result: torch.Tensor = _Linear.apply(x, w)  # type: ignore[no-untyped-call]
         return result
     return _product(x, w)
 
@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
 
 def _is_plain(x: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether this is work that the private operator can do, and nobody else wants to look at."""
-    return (
+    return bool(
         x.dtype is w.dtype is torch.float32
         and x.is_cpu
         and not torch.compiler.is_compiling()
@@ -60,7 +60,7 @@ def _is_plain(x: torch.Tensor, w: torch.Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
     )
 
 

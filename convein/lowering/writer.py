@@ -136,7 +136,7 @@ class Writer:
         return self.emit(text, [value], [value.axes[place] for place in order], value.sizes)
 
     def own(self, w: Value, x: Value) -> Axis:
-        """The modes that only w has, in the order in which the result wants them: w is weights, and cheap to rearrange."""
+        """The modes that only w has, in the order of the result: w is weights, which are cheap to rearrange."""
         found = [mode for mode in w.modes if mode not in x.modes]
         return tuple(sorted(found, key=lambda mode: self._output.get(mode, -1)))
 

@@ -20,8 +20,9 @@ def classify(network: Network, left: int, right: int) -> str:
 
     With modes convolved here: `MERGE` if no signal is met; else by the other modes that both sides share: `DENSE` if
     all of them are summed, `GROUPED` if some are kept, and `DEPTHWISE` if the filter's side has nothing but kept ones.
-    Without: `GEMM` and `BATCHED_GEMM` sum something, `ELEMENTWISE` only shares modes, `OUTER` shares none. Modes of size
-    1 do not count.
+    Without: `GEMM` and `BATCHED_GEMM` sum something, `ELEMENTWISE` only shares modes, `OUTER` shares none.
+
+    Modes of size 1 do not count.
     """
     return kind_of(network, partial(network, left), partial(network, right))
 
