@@ -203,14 +203,16 @@ class Expression:
             return
         dtype, device = operands[0].dtype, operands[0].device
         inexact = dtype.is_floating_point or dtype.is_complex
-        if dtype != self.dtype and not (inexact and dtype.is_complex == self.dtype.is_complex and self._is_inexact):
+        related = inexact and self._is_inexact and dtype.is_complex == self.dtype.is_complex
+        converts = bool(self.program.autocast_off)  # to and from the dtype that it was compiled for
+        if dtype != self.dtype and (converts or not related):
             raise OperandError(
                 f"this expression was compiled for {self.dtype}, and the operands have dtype {dtype}",
                 text=text,
                 hint=f"compile it with dtype={dtype}",
             )
         for folded in self._folded[:1]:
-            if folded.dtype != dtype and not torch.is_autocast_enabled(device.type):
+            if folded.dtype != dtype and not converts and not torch.is_autocast_enabled(device.type):
                 raise OperandError(
                     f"the constants have dtype {folded.dtype}, and the operands {dtype}",
                     text=text,

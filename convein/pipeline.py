@@ -15,7 +15,6 @@ from convein.arguments import (
     check_constants,
     check_fixed,
     check_kind,
-    check_shape,
     free_axes,
     gradients_needed,
     memory_order,
@@ -28,12 +27,13 @@ from convein.execution import checkpointed, load
 from convein.expression import Expression
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
+from convein.lowering.widen import widen
 from convein.metering import Sample
 from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked
 from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
-from convein.request import PLANNING, Request, freeze, make_request
+from convein.request import PLANNING, Request, freeze, make_request, open_request
 from convein.syntax import Dialect
 from convein.tracing import DEFAULT_HINT, find_held, hold, is_proxy, is_symbolic, opaque, plan_shapes, record, register
 
@@ -63,6 +63,7 @@ def conv_einsum(
     checkpoint: Any = False,
     backend: str = "auto",
     dialect: Dialect | None = None,
+    accumulate: torch.dtype | None = None,
     **unknown: Any,
 ) -> Any:
     """The tensor that an expression means, evaluated in the cheapest order.
@@ -95,6 +96,8 @@ def conv_einsum(
         checkpoint: True keeps only the operands for the backward pass and computes the rest again.
         backend: "auto" or "torch".
         dialect: rules added to the language.
+        accumulate: a wider dtype to compute in, partial results included: the operands are converted, and the result
+            is converted back. torch.autocast changes nothing inside.
         **unknown: refused, with the right name.
 
     Returns:
@@ -105,7 +108,7 @@ def conv_einsum(
         ConveinError: whatever does not fit, with the place in the expression.
     """
     choices = (stride, dilation, padding, flip, signal, padding_mode, transposed, output_padding)
-    planning = (sizes, convolved, optimize, cost, memory_limit, checkpoint, backend, dialect)
+    planning = (sizes, convolved, optimize, cost, memory_limit, checkpoint, backend, dialect, accumulate)
     if torch.compiler.is_dynamo_compiling():
         register()
         given = _given(choices, planning, unknown)
@@ -154,7 +157,7 @@ def contract_path(
     Returns:
         opt_einsum's path (pairs of positions in the shrinking list of operands), and a PathInfo; `print` it.
     """
-    request, operands = _request(expression, operands, options)
+    request, operands = open_request(expression, operands, options)
     network = _bind_shapes(request, operands, shapes)
     planned = plan(
         network,
@@ -194,7 +197,7 @@ def compile(
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
     """
-    request, operands = _request(expression, operands, options)
+    request, operands = open_request(expression, operands, options)
     operands, fixed = with_constants(operands, constants, request.equation)
     network = _bind_shapes(request, operands)
     tensors = {j: operand for j, operand in enumerate(operands) if isinstance(operand, torch.Tensor)}
@@ -206,9 +209,9 @@ def compile(
     # Calls may bring other layouts: only what is likely to come again decides, and nothing relies on it.
     lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
     orders = tuple(memory_order(tensors[j]) if j in tensors and j in lasting else () for j in range(len(operands)))
-    target = Target(
-        dtype, where.type, dict(network.sizes), calibration.current(request.cost, where.type), knows_memory=False
-    )
+    wide, narrow = request.dtypes(dtype)
+    rates = calibration.current(request.cost, where.type)
+    target = Target(wide, where.type, dict(network.sizes), rates, knows_memory=False, narrow=narrow)
     passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
     free = free_axes(network, operands)
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
@@ -289,8 +292,10 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
     needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
+    wide, narrow = request.dtypes(dtype)
     device = operands[0].device.type
-    target = Target(dtype, device, dict(network.sizes), calibration.current(request.cost, device))
+    rates = calibration.current(request.cost, device)
+    target = Target(wide, device, dict(network.sizes), rates, narrow=narrow)
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
     several = measuring.is_wanted(request.optimize)
@@ -319,18 +324,10 @@ def _programs(
         "rates": target.rates if target.device == "cpu" else None,
     }
     if several:
-        return measuring.programs(network, target, orders, given)
-    return [lower(plan(network, optimize=request.optimize, **given), target, orders)]
-
-
-def _request(expression: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> tuple[Request, tuple[Any, ...]]:
-    """A checked request; operands that are no tensors become shapes."""
-    request, operands = make_request(expression, operands, options)
-    as_tensors = from_numpy(operands)
-    if as_tensors is not None:
-        return request, as_tensors
-    listed = [o if isinstance(o, torch.Tensor) else check_shape(o, j) for j, o in enumerate(operands)]
-    return request, tuple(listed)
+        made = measuring.programs(network, target, orders, given)
+    else:
+        made = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
+    return [widen(program, target) for program in made]
 
 
 def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None = None) -> Network:

@@ -8,11 +8,14 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+import torch
 
+from convein.arguments import check_shape
 from convein.equation import Equation
 from convein.errors import ConveinError, OptionError
 from convein.interleaved import interleaved
 from convein.keywords import merge_options
+from convein.operands import from_numpy
 from convein.options import OPTION_NAMES, shown, unknown_option
 from convein.syntax import Dialect, parse
 
@@ -25,6 +28,7 @@ PLANNING: dict[str, Any] = {
     "checkpoint": False,
     "backend": "auto",
     "dialect": None,
+    "accumulate": None,
 }
 
 
@@ -37,6 +41,7 @@ class Request:
         sizes: sizes given by name.
         optimize, cost: for the planner.
         checkpoint: whether the backward pass computes everything again.
+        accumulate: the dtype to compute in, if it is wider than the operands'.
     """
 
     equation: Equation
@@ -44,6 +49,23 @@ class Request:
     optimize: Any
     cost: Any
     checkpoint: bool
+    accumulate: torch.dtype | None
+
+    def dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype | None]:
+        """The dtype to compute in for operands of this one, and that of the result where they were converted.
+
+        Raises:
+            OptionError: they are integers, and `accumulate` is given.
+        """
+        if self.accumulate is None:
+            return dtype, None
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise OptionError(
+                f"accumulate={self.accumulate} was given with operands of {dtype}",
+                text=self.equation.text,
+                hint="integers are computed in their own dtype: convert them first, or leave accumulate= out",
+            )
+        return torch.promote_types(dtype, self.accumulate), dtype
 
 
 def make_request(
@@ -79,7 +101,20 @@ def make_request(
     if sizes is not None and not isinstance(sizes, Mapping):
         raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
     pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
-    return Request(equation, pairs, merged["optimize"], merged["cost"], merged["checkpoint"]), operands
+    chosen = {name: merged[name] for name in ("optimize", "cost", "checkpoint", "accumulate")}
+    return Request(equation, pairs, **chosen), operands
+
+
+def open_request(
+    expression: Any, arguments: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[Request, tuple[Any, ...]]:
+    """The request of a call whose operands may be shapes, and those."""
+    request, operands = make_request(expression, arguments, options)
+    as_tensors = from_numpy(operands)
+    if as_tensors is not None:
+        return request, as_tensors
+    listed = [o if isinstance(o, torch.Tensor) else check_shape(o, j) for j, o in enumerate(operands)]
+    return request, tuple(listed)
 
 
 def freeze(value: Any) -> Hashable:
@@ -128,6 +163,12 @@ def _check_planning(options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"checkpoint={shown(options['checkpoint'])}",
             hint="checkpoint is False, or True to keep only the operands for the backward pass",
+        )
+    accumulate = options["accumulate"]
+    if accumulate is not None and not (isinstance(accumulate, torch.dtype) and accumulate.is_floating_point):
+        raise OptionError(
+            f"accumulate={shown(accumulate)}",
+            hint="accumulate is a floating point dtype of torch to compute in: accumulate=torch.float32",
         )
     if options["backend"] not in ("auto", "torch"):
         raise OptionError(

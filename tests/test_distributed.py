@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from convein import calibration
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 120
 
@@ -16,9 +18,16 @@ SECONDS = 120
 def test_two_processes(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # Here calibration is not switched off: a process group must be enough.
+    environment = {name: value for name, value in os.environ.items() if name != calibration.SWITCH}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", *torchrun, str(ROOT / "tests" / "two_processes.py"), str(report)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env={
+            **environment,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

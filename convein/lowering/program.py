@@ -36,12 +36,14 @@ class Program:
         parameters: the names of the operands, in order.
         statements: what is computed, in order.
         results: the names that are returned.
+        autocast_off: the device, such as "cpu", where torch.autocast must not change the calls; "" where it may.
     """
 
     plan: Plan
     parameters: tuple[str, ...]
     statements: tuple[Statement, ...]
     results: tuple[str, ...]
+    autocast_off: str = ""
 
     @property
     def price(self) -> float:
@@ -55,6 +57,8 @@ class Program:
         body = [*self._lines(), f"return {returned}"]
         lines = "\n".join(f"    {line}" for line in body)
         own = f"\n{LINEAR}" if any("linear(" in s.expression for s in self.statements) else ""
+        if self.autocast_off:
+            own += f'\n\n@torch.autocast("{self.autocast_off}", enabled=False)'
         return f"{HEADER}{own}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
 
     def _lines(self) -> list[str]:

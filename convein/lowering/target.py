@@ -17,10 +17,11 @@ class Target:
     """Where a program runs and on what.
 
     Attributes:
-        dtype: of the result; device: "cpu", "cuda", ....
+        dtype: of the calls; device: "cpu", "cuda", ....
         hints: for modes whose size is only known at run time, the size to plan with.
         rates: what the machine does per second.
         knows_memory: whether operands will always lie in memory as they do now, or may come in another order of axes.
+        narrow: the dtype of operands and result, where the calls have a wider one.
     """
 
     dtype: torch.dtype = torch.float32
@@ -28,6 +29,7 @@ class Target:
     hints: Mapping[str, int] = field(default_factory=dict, hash=False)
     rates: Rates = SHIPPED
     knows_memory: bool = True
+    narrow: torch.dtype | None = None
 
     @property
     def chooses_layouts(self) -> bool:

@@ -1,0 +1,31 @@
+"""Program -> Program: the same in a wider dtype, from operands and to a result in their own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from convein.lowering.program import Program, Statement
+from convein.lowering.target import Target
+
+_OPERAND = re.compile(r"\bx(\d+)\b")
+
+
+def widen(program: Program, target: Target) -> Program:
+    """Converts the operands first and the result last, if their dtype is narrower than the target's.
+
+    Autocast is switched off there, because it would convert back.
+    """
+    if target.narrow is None:
+        return program
+
+    def renamed(text: str) -> str:
+        return _OPERAND.sub(r"w\1", text)
+
+    (result,) = program.results
+    statements = (
+        *(Statement(renamed(name), f"{name}.to({target.dtype})", (name,)) for name in program.parameters),
+        *(replace(s, expression=renamed(s.expression), uses=tuple(map(renamed, s.uses))) for s in program.statements),
+        Statement("narrow", f"{renamed(result)}.to({target.narrow})", (renamed(result),)),
+    )
+    return replace(program, statements=statements, results=("narrow",), autocast_off=target.device)
