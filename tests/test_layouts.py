@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import convein
 import reference
 from convein.execution import run
-from convein.lowering import Target, lower
+from convein.lowering import Target, lower, writer
 from convein.planner import rates
 from convein.planner.rates import SHIPPED, Rate
 from strategies import cases
@@ -49,6 +49,31 @@ def test_every_choice_of_layout_gives_the_same_tensor(machine: str, data: st.Dat
     program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), favouring(FREE[machine])), memory)
     expected = reference.conv_einsum(case.expression, *exact, **case.options)
     torch.testing.assert_close(run(program, placed).double(), expected, rtol=2e-4, atol=2e-4)
+
+
+@given(data=st.data())
+def test_copies_in_blocks_give_the_same_tensor(data: st.DataObject) -> None:
+    """Sizes at which caches are full would take long: here they are full at once."""
+    case = data.draw(cases(operands=(2, 4)))
+    exact = case.operands()
+    operands = [x.float() for x in exact]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "ALIASING", 4)
+        patch.setattr(writer, "CACHE", 0)
+        patch.setattr(writer, "BLOCK", 1)
+        program = convein.compile(case.expression, *operands, **case.options).program
+    expected = reference.conv_einsum(case.expression, *exact, **case.options)
+    torch.testing.assert_close(run(program, operands).double(), expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("pixels", [32, 33])
+def test_a_copy_whose_steps_meet_in_a_cache_goes_in_blocks(pixels: int) -> None:
+    x, w = torch.randn(2, 64, pixels, 32), torch.randn(48, 64)
+    program = lower(
+        convein.compile("bshw,ts->bthw", x, w).plan, Target(rates=favouring(FREE["rows"])), [(0, 1, 2, 3), (0, 1)]
+    )
+    assert ("2, 16)" in program.source) == (pixels == 32), program.source
+    torch.testing.assert_close(run(program, (x, w)), torch.einsum("bshw,ts->bthw", x, w), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [2, 24, 600])
