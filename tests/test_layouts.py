@@ -60,7 +60,7 @@ def test_copies_in_blocks_give_the_same_tensor(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "ALIASING", 4)
         patch.setattr(writer, "CACHE", 0)
-        patch.setattr(writer, "BLOCK", 1)
+        patch.setattr(writer, "BLOCK", 2)
         program = convein.compile(case.expression, *operands, **case.options).program
     expected = reference.conv_einsum(case.expression, *exact, **case.options)
     torch.testing.assert_close(run(program, operands).double(), expected, rtol=2e-4, atol=2e-4)

@@ -92,7 +92,8 @@ def test_the_gradient_may_be_expanded(products: list[tuple[int, ...]]) -> None:
     assert len(products) == 3
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own switches warn of themselves
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
 def test_what_is_not_plain_work_is_left_to_torch(products: list[tuple[int, ...]]) -> None:
     x, w = operands(6, 8, 3)
     expected = F.linear(x, w)
