@@ -78,14 +78,6 @@ def free_axes(network: Network, operands: Sequence[Any]) -> set[tuple[int, int]]
     return {*given, *((size.operand, size.axis) for size in network.symbolic)}
 
 
-def memory_order(x: torch.Tensor) -> tuple[int, ...]:
-    """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
-    if x.is_contiguous():
-        return ()
-    strides = x.stride()
-    return tuple(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
-
-
 def check_constants(equation: Equation, dtype: torch.dtype) -> None:
     """Operands that the language supplies must be exact in the operands' dtype."""
     for term in equation.inputs:

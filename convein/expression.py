@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from convein.arguments import memory_order
 from convein.drawing import Svg, draw_both
 from convein.errors import OperandError, ShapeError
-from convein.execution import checkpointed, load
+from convein.execution import load
 from convein.lowering import Program
 from convein.metering import Footprint, Sample, predict
 from convein.network import Network
@@ -34,7 +33,7 @@ class Expression:
         dtype, device: what it was compiled for.
         _rest: the program that is called: of the other operands, then of `_folded`.
         _folded: what was computed of the constants.
-        _orders: the order of each operand's axes in memory, as far as it was known.
+        _samples: what the operands of a call are expected to be like.
     """
 
     program: Program
@@ -44,14 +43,12 @@ class Expression:
     device: torch.device
     _rest: Program = field(repr=False)
     _folded: tuple[torch.Tensor, ...] = field(repr=False)
-    _checkpoint: bool = field(repr=False)
-    _orders: tuple[tuple[int, ...], ...] = field(repr=False)
+    _samples: tuple[Sample, ...] = field(repr=False)
     _function: Callable[..., Any] = field(init=False, repr=False)
     _fixed: tuple[tuple[tuple[int | None, ...], torch.dtype, torch.device], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        function = load(self._rest)
-        object.__setattr__(self, "_function", checkpointed(function) if self._checkpoint else function)
+        object.__setattr__(self, "_function", load(self._rest))
         object.__setattr__(self, "_fixed", tuple((shape, self.dtype, self.device) for shape in self.shapes))
 
     def __reduce__(self) -> tuple[type[Expression], tuple[object, ...]]:
@@ -94,13 +91,7 @@ class Expression:
         return self._footprint().peak
 
     def _footprint(self) -> Footprint:
-        operands, grad = self.network.operands, self.plan.needs_grad
-        passed = [
-            Sample(operands[position].shape, self.dtype, str(self.device), order, bool(grad >> position & 1))
-            for position, order in zip(self.positions, self._orders, strict=True)
-        ]
-        constants = [Sample(tuple(x.shape), x.dtype, str(x.device), memory_order(x)) for x in self._folded]
-        return predict(self._function, [*passed, *constants])
+        return predict(self._function, [*self._samples, *map(Sample.of, self._folded)])
 
     def explain(self) -> str:
         """Every stage, from the text to the program."""

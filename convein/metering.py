@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
 
 
 class MemoryCapError(RuntimeError):
@@ -45,10 +47,10 @@ class LiveMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Runs one call of torch. A storage that comes in unknown was there before the context."""
-        for storage in _storages((args, kwargs)):
+        for storage in storages((args, kwargs)):
             self._add(storage, 0)
         made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
+        for storage in storages(made):
             self._add(storage, storage.nbytes())
         self.peak = max(self.peak, self.live)
         if self.cap is not None and self.live > self.cap:
@@ -79,7 +81,7 @@ class SavedMemory:
     def __init__(self, operands: Iterable[torch.Tensor] = ()) -> None:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         # The weak references keep other storages from getting these addresses.
-        self._references = [_reference(storage) for storage in _storages(list(operands))]
+        self._references = [_reference(storage) for storage in storages(list(operands))]
         self._sizes = {reference.cdata: 0 for reference in self._references}
 
     def __enter__(self) -> Self:
@@ -136,11 +138,26 @@ class Sample:
     order: tuple[int, ...] = ()
     grad: bool = False
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Sample:
+        """What a tensor is like."""
+        shape = tuple(tensor.shape)
+        return cls(shape, tensor.dtype, str(tensor.device), memory_order(tensor), tensor.requires_grad)
+
     def make(self) -> torch.Tensor:
         """A tensor like that."""
         order = self.order or tuple(range(len(self.shape)))
         made = torch.empty([self.shape[axis] for axis in order], dtype=self.dtype, device=self.device)
-        return made.permute([order.index(axis) for axis in range(len(order))]).requires_grad_(self.grad)
+        inexact = self.dtype.is_floating_point or self.dtype.is_complex
+        return made.permute([order.index(axis) for axis in range(len(order))]).requires_grad_(self.grad and inexact)
+
+
+def memory_order(x: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a tensor from the slowest to the fastest in memory; empty where that is their own order."""
+    if x.is_contiguous():
+        return ()
+    strides = x.stride()
+    return tuple(sorted(range(x.dim()), key=lambda axis: -strides[axis]))
 
 
 def footprint(function: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) -> Footprint:
@@ -157,7 +174,12 @@ def footprint(function: Callable[..., torch.Tensor], operands: Sequence[torch.Te
 
 
 def predict(function: Callable[..., torch.Tensor], samples: Sequence[Sample]) -> Footprint:
-    """What `footprint` would measure on such operands; no memory is touched, and no data is computed.
+    """What `footprint` would measure on such operands; no memory is touched, and no data is computed."""
+    return isolated(lambda: footprint(function, [sample.make() for sample in samples]), samples)
+
+
+def isolated(run: Callable[[], T], samples: Sequence[Sample]) -> T:
+    """Calls a function that makes tensors from these samples, where all new tensors are fake ones.
 
     It runs in a thread of its own, where nothing is switched on that the caller may be in: tracing, transforms, hooks,
     autocast (but for operands of several dtypes, which need it).
@@ -166,17 +188,18 @@ def predict(function: Callable[..., torch.Tensor], samples: Sequence[Sample]) ->
     mixed = any(sample.dtype != samples[0].dtype for sample in samples)
     autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=True) if mixed else nullcontext()
 
-    def run() -> Footprint:
+    def inside() -> T:
         from torch._subclasses import FakeTensorMode
 
         with FakeTensorMode(), autocast:
-            return footprint(function, [sample.make() for sample in samples])
+            return run()
 
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(run).result()
+        return thread.submit(inside).result()
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    """The memory of all tensors in it."""
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 

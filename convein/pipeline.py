@@ -17,18 +17,17 @@ from convein.arguments import (
     check_kind,
     free_axes,
     gradients_needed,
-    memory_order,
     with_constants,
 )
 from convein.binding import bind
 from convein.distributed import on_shards
+from convein.drafting import drafts
 from convein.errors import OperandError
-from convein.execution import checkpointed, load
+from convein.execution import load
 from convein.expression import Expression
-from convein.lowering import Program, Target, lower
-from convein.lowering.fold import fold
-from convein.lowering.widen import widen
-from convein.metering import Sample
+from convein.lowering import Target
+from convein.memory import Draft
+from convein.metering import Sample, memory_order
 from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked
 from convein.options import OPTION_NAMES, UNSET
@@ -93,7 +92,8 @@ def conv_einsum(
         cost: what the search minimises: "auto", "time", "flops", "training", "memory", or the sum of a function of a
             step, which has `left`, `right`, `result` (mode to size) and `macs`.
         memory_limit: None; a limit is refused by this version.
-        checkpoint: True keeps only the operands for the backward pass and computes the rest again.
+        checkpoint: True keeps only the operands for the backward pass and computes the rest again; a number is how many
+            bytes may be kept besides the operands: what is kept is chosen so that the least time is lost.
         backend: "auto" or "torch".
         dialect: rules added to the language.
         accumulate: a wider dtype to compute in, partial results included: the operands are converted, and the result
@@ -192,7 +192,8 @@ def compile(
         device: likewise.
         grad: which operands will need gradients: True, False or positions; None asks the tensors.
         **options: those of `conv_einsum`; `optimize="measure"` runs the best few orders now, on the tensors given and
-            on random numbers for shapes.
+            on random numbers for shapes. With `checkpoint`, all operands count as needing gradients if neither `grad`
+            nor a tensor says which.
 
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
@@ -205,6 +206,8 @@ def compile(
     dtype, where = check_kind(tuple(tensors.values()), dtype, device)
     check_constants(request.equation, dtype)
     check_fixed(fixed, request.equation, dtype, where)
+    if grad is None and request.kept is not None and not any(x.requires_grad for x in tensors.values()):
+        grad = dtype.is_floating_point or dtype.is_complex  # checkpoints are for gradients
     needs_grad = gradients_needed(operands, grad, network) & ~sum(1 << position for position in fixed)
     # Calls may bring other layouts: only what is likely to come again decides, and nothing relies on it.
     lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
@@ -216,27 +219,30 @@ def compile(
     free = free_axes(network, operands)
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
 
-    def finish(program: Program) -> Expression:
-        before, after = fold(program, frozenset(f"x{position}" for position in fixed))
+    def finish(made: Draft) -> Expression:
         with torch.no_grad():
-            folded = load(before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
+            folded = load(made.before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
         return Expression(
-            program=program,
+            program=made.whole,
             positions=tuple(j for j, _ in passed),
             shapes=shapes,
             dtype=dtype,
             device=where,
-            _rest=after,
+            _rest=made.rest,
             _folded=tuple(folded) if isinstance(folded, tuple) else (folded,),
-            _checkpoint=request.checkpoint,
-            _orders=tuple(memory_order(tensors[j]) if j in tensors else () for j, _ in passed),
+            _samples=made.samples[: len(passed)],
         )
 
+    samples = [
+        Sample(o.shape, dtype, str(where), memory_order(tensors[j]) if j in tensors else (), bool(needs_grad >> j & 1))
+        for j, o in enumerate(network.operands)
+        if o.constant is None
+    ]
     several = measuring.is_wanted(request.optimize) and measuring.is_possible(where, tuple(tensors.values()))
-    made = [finish(p) for p in _programs(request, network, target, needs_grad, frozenset(fixed), orders, several)]
-    wanted = tuple(bool(needs_grad >> j & 1) for j, _ in passed)
-    samples = [tensors.get(j, Sample(o.shape, dtype, str(where))) for j, o in passed]
-    return made[measuring.fastest(made, samples, wanted)]
+    found = drafts(request, network, target, needs_grad, samples, frozenset(fixed), orders, several)
+    made = [finish(one) for one in found]
+    timed = [tensors.get(j, samples[j]) for j, _ in passed]
+    return made[measuring.fastest(made, timed, [samples[j].grad for j, _ in passed])]
 
 
 @opaque
@@ -298,36 +304,17 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     target = Target(wide, device, dict(network.sizes), rates, narrow=narrow)
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
+    samples = [
+        Sample(o.shape, x.dtype, str(x.device), order, bool(needs_grad >> j & 1))
+        for j, (o, x, order) in enumerate(zip(network.operands, operands, orders, strict=False))
+    ]
     several = measuring.is_wanted(request.optimize)
-    made = [load(p) for p in _programs(request, network, target, needs_grad, orders=orders, several=several)]
-    made = [checkpointed(function) if request.checkpoint else function for function in made]
-    wanted = tuple(bool(needs_grad >> j & 1) for j in range(len(operands)))
-    function = made[measuring.fastest(made, operands, wanted)]
+    found = drafts(request, network, target, needs_grad, samples, orders=orders, several=several)
+    made = [load(one.rest) for one in found]
+    function = made[measuring.fastest(made, operands, [sample.grad for sample in samples])]
     return rechecked(function, request.equation) if mixed else function
 
 
-def _programs(
-    request: Request,
-    network: Network,
-    target: Target,
-    needs_grad: int,
-    constants: frozenset[int] = frozenset(),
-    orders: Sequence[tuple[int, ...]] = (),
-    several: bool = False,
-) -> list[Program]:
-    """The program of the best order, or those of the best `several`."""
-    known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
-    given: dict[str, Any] = {
-        "cost": request.cost,
-        "needs_grad": needs_grad,
-        "constants": sum(1 << position for position in known),
-        "rates": target.rates if target.device == "cpu" else None,
-    }
-    if several:
-        made = measuring.programs(network, target, orders, given)
-    else:
-        made = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
-    return [widen(program, target) for program in made]
 
 
 def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None = None) -> Network:

@@ -16,7 +16,7 @@ from convein.errors import ConveinError, OptionError
 from convein.interleaved import interleaved
 from convein.keywords import merge_options
 from convein.operands import from_numpy
-from convein.options import OPTION_NAMES, shown, unknown_option
+from convein.options import OPTION_NAMES, as_integer, shown, unknown_option
 from convein.syntax import Dialect, parse
 
 PLANNING: dict[str, Any] = {
@@ -40,7 +40,7 @@ class Request:
         equation: with every option merged.
         sizes: sizes given by name.
         optimize, cost: for the planner.
-        checkpoint: whether the backward pass computes everything again.
+        kept: bytes that may be kept for the backward pass besides the operands; None is no limit.
         accumulate: the dtype to compute in, if it is wider than the operands'.
     """
 
@@ -48,7 +48,7 @@ class Request:
     sizes: tuple[tuple[str, int], ...]
     optimize: Any
     cost: Any
-    checkpoint: bool
+    kept: int | None
     accumulate: torch.dtype | None
 
     def dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype | None]:
@@ -101,8 +101,8 @@ def make_request(
     if sizes is not None and not isinstance(sizes, Mapping):
         raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
     pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
-    chosen = {name: merged[name] for name in ("optimize", "cost", "checkpoint", "accumulate")}
-    return Request(equation, pairs, **chosen), operands
+    chosen = {name: merged[name] for name in ("optimize", "cost", "accumulate")}
+    return Request(equation, pairs, kept=_kept(merged["checkpoint"]), **chosen), operands
 
 
 def open_request(
@@ -159,11 +159,6 @@ def _check_planning(options: Mapping[str, Any]) -> None:
             f"memory_limit={shown(options['memory_limit'])}: this version cannot limit memory",
             hint='cost="memory" plans for small intermediates, checkpoint=True keeps only the operands for backward',
         )
-    if not isinstance(options["checkpoint"], bool):
-        raise OptionError(
-            f"checkpoint={shown(options['checkpoint'])}",
-            hint="checkpoint is False, or True to keep only the operands for the backward pass",
-        )
     accumulate = options["accumulate"]
     if accumulate is not None and not (isinstance(accumulate, torch.dtype) and accumulate.is_floating_point):
         raise OptionError(
@@ -174,6 +169,20 @@ def _check_planning(options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"'
         )
+
+
+def _kept(checkpoint: Any) -> int | None:
+    """The bytes that `checkpoint=` allows."""
+    if isinstance(checkpoint, bool):
+        return 0 if checkpoint else None
+    budget = as_integer(checkpoint)
+    if budget is None or budget < 0:
+        raise OptionError(
+            f"checkpoint={shown(checkpoint)}",
+            hint="checkpoint is False, True to keep only the operands for the backward pass, "
+            "or how many bytes may be kept besides them",
+        )
+    return budget
 
 
 def _unknown(name: str, value: Any, expression: Any, dialect: Any) -> OptionError:

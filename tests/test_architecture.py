@@ -26,7 +26,7 @@ LANGUAGE = (
     "interleaved",
 )
 NETWORK = ("windows", "resolve", "network", "sizes", "binding")
-STAGES = ("planner", "lowering", "execution", "metering")
+STAGES = ("planner", "lowering", "execution", "metering", "memory")
 CALLS = (
     "operands",
     "arguments",
@@ -37,6 +37,7 @@ CALLS = (
     "cache",
     "calibration",
     "measuring",
+    "drafting",
     "pipeline",
 )
 ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "__main__")

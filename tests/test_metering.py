@@ -37,7 +37,8 @@ def random(shape: tuple[int, ...], dtype: torch.dtype, grad: bool) -> torch.Tens
 
 
 def assert_predicted(expression: str, operands: list[torch.Tensor], **options: Any) -> None:
-    compiled = convein.compile(expression, *operands, **options)
+    grad = [place for place, x in enumerate(operands) if x.requires_grad]
+    compiled = convein.compile(expression, *operands, **options, grad=grad)
     measured = footprint(compiled, operands)
     assert (compiled.saved_bytes, compiled.peak_bytes) == (measured.saved, measured.peak)
 

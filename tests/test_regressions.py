@@ -345,7 +345,7 @@ def test_checkpoints_inside_the_gradients_of_torch_func() -> None:
     x, y = randn(2, 3), randn(3, 4)
     compiled = convein.compile("ij,jk->", x, y, checkpoint=True)
     for call in (compiled, lambda x, y: conv_einsum("ij,jk->", x, y, checkpoint=True)):
-        with pytest.raises(convein.OptionError, match="checkpoint=True does not work under"):
+        with pytest.raises(convein.OptionError, match="checkpoint= does not work under"):
             torch.func.grad(call)(x, y)
         assert torch.allclose(call(x, y), (x @ y).sum())
 
@@ -366,14 +366,12 @@ def test_compiled_expressions_and_dialects_can_be_saved() -> None:
 
 def test_options_that_equal_true_are_refused_after_true_too() -> None:
     x = randn(2, 3)
-    for checkpoint in (False, True, 0, 1):
-        if isinstance(checkpoint, bool):
-            conv_einsum("ij->i", x, checkpoint=checkpoint, optimize=checkpoint)
+    for optimize in (False, True, 0, 1):
+        if isinstance(optimize, bool):
+            conv_einsum("ij->i", x, optimize=optimize)
         else:
-            with pytest.raises(convein.OptionError, match=f"checkpoint={checkpoint}"):
-                conv_einsum("ij->i", x, checkpoint=checkpoint)
-            with pytest.raises(convein.PlanError, match=f"optimize={checkpoint}"):
-                conv_einsum("ij->i", x, optimize=checkpoint)
+            with pytest.raises(convein.PlanError, match=f"optimize={optimize}"):
+                conv_einsum("ij->i", x, optimize=optimize)
 
 
 @pytest.mark.parametrize(

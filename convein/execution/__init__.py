@@ -9,7 +9,6 @@ from typing import Any
 from zlib import crc32
 
 import torch
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from convein.errors import OptionError
 from convein.lowering import Program
@@ -18,11 +17,15 @@ _loaded: weakref.WeakValueDictionary[str, Callable[..., Any]] = weakref.WeakValu
 
 
 def load(program: Program) -> Callable[..., Any]:
-    """The program's function: one for each text. Its lines show up in tracebacks and debuggers."""
+    """The program's function: one for each text. Its lines show up in tracebacks and debuggers.
+
+    Raises:
+        OptionError: when it is called, where torch has no checkpoints and the program has.
+    """
     source = program.source
     loaded = _loaded.get(source)
     if loaded is not None:
-        return loaded
+        return _explained(loaded) if program.parts else loaded
     # The same name whenever the text comes again: torch.jit.trace compares names.
     filename = f"<convein program {crc32(source.encode()):08x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -31,24 +34,24 @@ def load(program: Program) -> Callable[..., Any]:
     function: Callable[..., Any] = namespace["program"]
     weakref.finalize(function, linecache.cache.pop, filename, None)
     _loaded[source] = function
-    return function
+    return _explained(function) if program.parts else function
 
 
-def checkpointed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, of which only the operands are kept for the backward pass."""
+def _explained(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, with a sentence where torch refuses its checkpoints."""
 
-    def recomputed(*operands: torch.Tensor) -> Any:
+    def checkpointed(*operands: torch.Tensor) -> Any:
         try:
-            return torch_checkpoint(function, *operands, use_reentrant=False)
+            return function(*operands)
         except RuntimeError as error:
             if "saved tensor hooks" not in str(error):
                 raise
             raise OptionError(
-                "checkpoint=True does not work under torch.func.grad, vjp and jacrev: torch has no checkpoints there",
-                hint="leave checkpoint= out, or take the gradient with torch.autograd",
+                "checkpoint= does not work under torch.func.grad, vjp and jacrev: torch has no checkpoints there",
+                hint="leave checkpoint= and memory_limit= out, or take the gradient with torch.autograd",
             ) from error
 
-    return recomputed
+    return checkpointed
 
 
 def run(program: Program, operands: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convein.planner.plan import Plan
@@ -9,6 +10,7 @@ from convein.planner.plan import Plan
 HEADER = "import torch\nimport torch.nn.functional as F\n"
 # What `linear(` in a statement needs.
 LINEAR = "from convein.execution.ops import linear\n"
+CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,28 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A function beside the program: statements that run as one, so that the backward pass can run them again.
+
+    Attributes:
+        name: of the function.
+        parameters: the names that it takes.
+        statements: what is computed, in order.
+        results: the names that are returned.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    results: tuple[str, ...]
+
+    def __str__(self) -> str:
+        body = [*_with_deletions(self.statements, self.results), f"return {', '.join(self.results)}"]
+        lines = "\n".join(f"    {line}" for line in body)
+        return f"def {self.name}({', '.join(self.parameters)}):\n{lines}\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A plan as Python. `print(program)` is a module whose function `program` computes the expression.
 
@@ -37,6 +61,7 @@ class Program:
         statements: what is computed, in order.
         results: the names that are returned.
         autocast_off: the device, such as "cpu", where torch.autocast must not change the calls; "" where it may.
+        parts: functions that statements call through torch's checkpoint.
     """
 
     plan: Plan
@@ -44,6 +69,7 @@ class Program:
     statements: tuple[Statement, ...]
     results: tuple[str, ...]
     autocast_off: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def price(self) -> float:
@@ -52,28 +78,25 @@ class Program:
 
     @property
     def source(self) -> str:
-        """The text of the module: imports and one function."""
-        returned = ", ".join(self.results)
-        body = [*self._lines(), f"return {returned}"]
-        lines = "\n".join(f"    {line}" for line in body)
-        own = f"\n{LINEAR}" if any("linear(" in s.expression for s in self.statements) else ""
-        if self.autocast_off:
-            own += f'\n\n@torch.autocast("{self.autocast_off}", enabled=False)'
-        return f"{HEADER}{own}\n\ndef program({', '.join(self.parameters)}):\n{lines}\n"
-
-    def _lines(self) -> list[str]:
-        """The statements, with `del` after the last use: a partial result must not outlive its step."""
-        last_use = {name: place for place, statement in enumerate(self.statements) for name in statement.uses}
-        made = {statement.target for statement in self.statements}
-        lines = []
-        for place, statement in enumerate(self.statements):
-            lines.append(str(statement))
-            over = [
-                n for n in dict.fromkeys(statement.uses) if n in made and last_use[n] == place and n not in self.results
-            ]
-            if over and place + 1 < len(self.statements):
-                lines.append(f"del {', '.join(over)}")
-        return lines
+        """The text of the module: imports and its functions, the last one called `program`."""
+        whole = Part("program", self.parameters, self.statements, self.results)
+        guard = f'@torch.autocast("{self.autocast_off}", enabled=False)\n' if self.autocast_off else ""
+        functions = "\n\n".join([*map(str, self.parts), f"{guard}{whole}"])
+        header = HEADER + (CHECKPOINT if self.parts else "") + (f"\n{LINEAR}" if "linear(" in functions else "")
+        return f"{header}\n\n{functions}"
 
     def __str__(self) -> str:
         return self.source
+
+
+def _with_deletions(statements: Sequence[Statement], results: Sequence[str]) -> list[str]:
+    """The statements, with `del` after the last use: a partial result must not outlive its step."""
+    last_use = {name: place for place, statement in enumerate(statements) for name in statement.uses}
+    made = {statement.target for statement in statements}
+    lines = []
+    for place, statement in enumerate(statements):
+        lines.append(str(statement))
+        over = [n for n in dict.fromkeys(statement.uses) if n in made and last_use[n] == place and n not in results]
+        if over and place + 1 < len(statements):
+            lines.append(f"del {', '.join(over)}")
+    return lines

@@ -1,0 +1,7 @@
+"""How a call stays within given bytes: its drafts are observed on tensors without memory, the fastest is taken."""
+
+from __future__ import annotations
+
+from convein.memory.fitting import Draft, draft, keeping
+
+__all__ = ["Draft", "draft", "keeping"]
