@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import convein
 from convein import cache, conv_einsum, measuring, pipeline
-from convein.lowering import Program
+from convein.lowering import Program, Target, lower
 from convein.metering import LiveMemory, Sample
 from convein.planner import plan
 
@@ -100,11 +100,11 @@ def test_the_fastest_is_used_and_remembered(place: int, grad: bool, clock: Clock
 
 def test_the_most_promising_come_first_and_none_twice() -> None:
     network = convein.contract_path(CP, *SHAPES)[1].plan.network
-    target = pipeline.Target(torch.float32, "cpu", dict(network.sizes))
+    target = Target(torch.float32, "cpu", dict(network.sizes))
     found = measuring.programs(network, target, (), {"cost": "time", "rates": target.rates})
     assert len({program.source for program in found}) == len(found) == measuring.TIMED
     assert [program.price for program in found] == sorted(program.price for program in found)
-    best = pipeline.lower(plan(network, cost="time", rates=target.rates), target)
+    best = lower(plan(network, cost="time", rates=target.rates), target)
     assert found[0].price <= best.price
 
 
