@@ -16,9 +16,9 @@ import convein
 from cases.forms import FORMS, Case, Operands, operands_of
 from cases.layers import DIRECTIONS, LAYERS, LAYOUTS, PERCENTS
 from convein import calibration, measuring
-from convein.arguments import memory_order
 from convein.execution import load
 from convein.lowering import Program, Target
+from convein.metering import memory_order
 from measure import Group, Timing
 
 CANDIDATES = 10
