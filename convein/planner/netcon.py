@@ -22,6 +22,8 @@ from convein.planner.order import Order, score
 
 # Sums of floats in another order differ in their last digits.
 SLACK = 1 + 1e-9
+# Finishing a set takes as long as looking at so many pairs.
+PAIRS_A_SET = 100
 MOST = 1e300
 
 
@@ -126,7 +128,7 @@ class _Search:
         self.totals[leaves] = total
         column = sets.add(leaves, kept, total)
         others = sets.partners(column, self.bound if self.objective.largest else self.bound - total, self.outer)
-        self.pairs += len(others)
+        self.pairs += len(others) + PAIRS_A_SET
         if len(others) == 0:
             return
         values = self._values(column, others)

@@ -26,8 +26,8 @@ from convein.planner.rates import Rates
 from convein.planner.subtrees import improve
 
 # Pairs of sets that `optimal` looks at when it tries outer products, and `auto` in all: about 2 and 100 ms.
-OUTER_PAIRS = 5_000
-AUTO_PAIRS = 500_000
+OUTER_PAIRS = 10_000
+AUTO_PAIRS = 600_000
 # A callable cost is called once for each pair: it counts so many times as much.
 CALLABLE_COST = 100
 MOST_BY_CALLABLE = 8
