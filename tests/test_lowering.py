@@ -81,6 +81,24 @@ def test_what_transforms_cannot_hold_is_convolved_directly(dtype: torch.dtype) -
     assert "fft" not in convein.compile("bcl,cl->bcl|l", (2, 4, 900), (4, 200), dtype=dtype).source
 
 
+@pytest.mark.parametrize(
+    ("expression", "shape", "taps", "transforms"),
+    [
+        ("bsf,tsf->btf|f", (8, 256, 1000), 63, False),
+        ("bsf,tsf->btf|f", (8, 256, 1000), 255, True),
+        ("bsf,tsf->btf|f", (2, 512, 1600), 127, False),
+        ("bsf,sf->bsf|f", (8, 64, 8192), 127, False),
+        ("bsf,sf->bsf|f", (8, 64, 8192), 1023, True),
+    ],
+)
+def test_transforms_start_where_they_are_faster(
+    expression: str, shape: tuple[int, ...], taps: int, transforms: bool
+) -> None:
+    """On one core the other way takes 1.5 to 7 times as long."""
+    channels = (shape[1],) * (expression.index("->") - expression.index(",") - 2)
+    assert ("fft" in convein.compile(expression, shape, (*channels, taps)).source) == transforms
+
+
 def test_modes_that_only_the_signal_has_are_not_moved() -> None:
     source = convein.compile("bchw,ch->bchw|h", (2, 3, 8, 9), (3, 5), dtype=torch.float64).source
     assert "permute" not in source

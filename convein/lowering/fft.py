@@ -13,11 +13,13 @@ from convein.windows import Correlation
 
 # Floating point operations per nanosecond that transforms, pointwise complex products and convolutions reach on one
 # core; a convolution's rate grows with the channels it sums and makes, up to a limit that is lower in one dimension.
-# Groups whose channels are neighbours in memory have a rate of their own. The last number: what a few more calls cost,
+# Groups whose channels are neighbours in memory have a rate of their own, and then one dimension is as fast as two.
+# Spectra are moved so that frequencies come first: bytes per nanosecond. The last number: what a few more calls cost,
 # in nanoseconds. Only ratios matter, near the point where both ways are equal.
 TRANSFORM_RATE, PRODUCT_RATE = 8.0, 20.0
 CHANNEL_RATE, DENSE_RATE, DENSE_RATE_1D = 4.0, 240.0, 85.0
 NEIGHBOUR_RATE = 40.0
+MOVE_RATE = 3.0
 OVERHEAD = 20_000.0
 MIN_TAPS = 16
 
@@ -35,7 +37,8 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     products = prod(rest.values())
     outputs = prod(size for mode, size in rest.items() if mode not in shared or mode in kept)
     channels = prod(size for mode, size in rest.items() if mode not in kept or mode not in x.modes)
-    rate = min(DENSE_RATE if len(correlations) > 1 else DENSE_RATE_1D, CHANNEL_RATE * channels)
+    fast = len(correlations) > 1 or target.chooses_layouts
+    rate = min(DENSE_RATE if fast else DENSE_RATE_1D, CHANNEL_RATE * channels)
     if target.chooses_layouts:
         groups = prod(rest[mode] for mode in shared if mode in kept)
         rate = max(rate, NEIGHBOUR_RATE * min(1.0, groups / 16))
@@ -43,6 +46,8 @@ def pays(x: Value, w: Value, correlations: tuple[Correlation, ...], kept: frozen
     direct = 2 * products * taps * prod(c.size for c in correlations) / rate
     signals = (target.count(x) // prod(c.n for c in correlations), target.count(w) // taps, outputs)
     transforms = sum(signals) * 2.5 * points * log2(max(points, 2)) / TRANSFORM_RATE
+    if target.chooses_layouts:
+        transforms += sum(signals) * points * 2 * target.dtype.itemsize / MOVE_RATE
     return direct > OVERHEAD + transforms + 4 * products * points / PRODUCT_RATE
 
 
