@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from convein.execution.ops import linear
+from convein.execution.ops import linear, transposed
 from convein.planner import rates
 from convein.planner.rates import SHIPPED, Rate, Rates
 
@@ -51,6 +51,7 @@ REFERENCE: Mapping[str, Microseconds] = {
     rates.DEPTHWISE_LAST: (22.5, 78.5, 64.2, 191),
     rates.ELEMENTWISE: (1.0, 48.1, 13.5, 118),
     rates.COPY: (2.4, 133, 12.0, 16.5),
+    rates.TRANSPOSED: (5.2, 46, 19.6, 62),
 }
 SWITCH = "CONVEIN_CALIBRATION"
 
@@ -163,6 +164,7 @@ def _probe(kind: str, *, large: bool) -> Probe:
         rates.POINTWISE: (F.conv1d, (random(images, s, pixels), random(r, s, 1))),
         rates.ELEMENTWISE: (torch.mul, (random(rows, s), random(rows, s))),
         rates.COPY: (_last, (random(images, s, pixels),)),
+        rates.TRANSPOSED: (transposed, (random(images, s, pixels),)),
     }
     if kind in matrices:
         return matrices[kind]

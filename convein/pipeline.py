@@ -315,8 +315,6 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     return rechecked(function, request.equation) if mixed else function
 
 
-
-
 def _bind_shapes(request: Request, operands: Sequence[Any], shapes: bool | None = None) -> Network:
     if shapes and any(isinstance(operand, torch.Tensor) for operand in operands):
         raise OperandError(

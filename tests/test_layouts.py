@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import convein
 import reference
 from convein.execution import run
-from convein.lowering import Target, lower, writer
+from convein.lowering import Target, lower
 from convein.planner import rates
 from convein.planner.rates import SHIPPED, Rate
 from strategies import cases
@@ -24,6 +24,7 @@ FREE = {
     "channels first": (rates.DENSE_FIRST, rates.GROUPED_FIRST, rates.DEPTHWISE_FIRST, rates.POINTWISE),
     "channels last": (rates.DENSE_LAST, rates.GROUPED_LAST, rates.DEPTHWISE_LAST, rates.ROWS),
     "matrices": (rates.MATRIX, rates.COPY),
+    "transposed": (rates.ROWS, rates.TRANSPOSED, rates.DENSE_LAST),
     "rows": (rates.ROWS, rates.COPY, rates.DENSE_LAST),
 }
 
@@ -51,29 +52,15 @@ def test_every_choice_of_layout_gives_the_same_tensor(machine: str, data: st.Dat
     torch.testing.assert_close(run(program, placed).double(), expected, rtol=2e-4, atol=2e-4)
 
 
-@given(data=st.data())
-def test_copies_in_blocks_give_the_same_tensor(data: st.DataObject) -> None:
-    """Sizes at which caches are full would take long: here they are full at once."""
-    case = data.draw(cases(operands=(2, 4)))
-    exact = case.operands()
-    operands = [x.float() for x in exact]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "ALIASING", 4)
-        patch.setattr(writer, "CACHE", 0)
-        patch.setattr(writer, "BLOCK", 2)
-        program = convein.compile(case.expression, *operands, **case.options).program
-    expected = reference.conv_einsum(case.expression, *exact, **case.options)
-    torch.testing.assert_close(run(program, operands).double(), expected, rtol=2e-4, atol=2e-4)
-
-
-@pytest.mark.parametrize("pixels", [32, 33])
-def test_a_copy_whose_steps_meet_in_a_cache_goes_in_blocks(pixels: int) -> None:
-    x, w = torch.randn(2, 64, pixels, 32), torch.randn(48, 64)
-    program = lower(
-        convein.compile("bshw,ts->bthw", x, w).plan, Target(rates=favouring(FREE["rows"])), [(0, 1, 2, 3), (0, 1)]
-    )
-    assert ("2, 16)" in program.source) == (pixels == 32), program.source
-    torch.testing.assert_close(run(program, (x, w)), torch.einsum("bshw,ts->bthw", x, w), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("text", "shape"), [("bshw->bhws", (2, 5, 3, 4)), ("abcd->abdc", (2, 3, 4, 5))])
+def test_groups_of_axes_that_change_places_are_transposed_at_once(text: str, shape: tuple[int, ...]) -> None:
+    """Not as a last step, which would rather be a view."""
+    given, made = text.split("->")
+    operands = [torch.randn(shape), torch.randn(shape[given.index(made[-1])], 6)]
+    plan = convein.compile(f"{given},{made[-1]}z->{made[:-1]}z", *operands).plan
+    program = lower(plan, Target(rates=favouring(FREE["transposed"])))
+    assert "transposed(x0" in program.source
+    torch.testing.assert_close(run(program, operands), torch.einsum(str(plan.network.equation), *operands))
 
 
 @pytest.mark.parametrize("rank", [2, 24, 600])

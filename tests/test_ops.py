@@ -1,4 +1,4 @@
-"""The matrix product of our own: values and derivatives of any order, and where it leaves the work to torch."""
+"""The calls of our own: values and derivatives of any order, and where they leave the work to torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from convein.execution import ops
-from convein.execution.ops import linear
+from convein.execution.ops import linear, transposed
 
 SHAPES = [(1, 1, 1), (40, 8, 5), (40, 5, 8), (7, 33, 33), (0, 3, 2), (3, 2, 0), (3, 0, 2)]
 
@@ -23,15 +23,20 @@ def operands(rows: int, channels: int, made: int) -> tuple[torch.Tensor, torch.T
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the results that the private operator made."""
+    """Shapes of the results that the fast operators made."""
     made: list[tuple[int, ...]] = []
-    product = ops._product
+    product, shuffled = ops._product, ops._shuffled
 
     def counted(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         made.append((x.shape[0], w.shape[0]))
         return product(x, w)
 
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        made.append(tuple(x.shape))
+        return shuffled(x)
+
     monkeypatch.setattr(ops, "_product", counted)
+    monkeypatch.setattr(ops, "_shuffled", noted)
     return made
 
 
@@ -92,34 +97,73 @@ def test_the_gradient_may_be_expanded(products: list[tuple[int, ...]]) -> None:
     assert len(products) == 3
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 64, 48), (3, 1, 7), (3, 7, 1), (1, 1, 1), (0, 2, 3), (2, 0, 3)])
+def test_a_transposed_copy_is_contiguous_and_its_gradient_comes_back(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape, requires_grad=True)
+    y = transposed(x)
+    assert y.is_contiguous()
+    assert torch.equal(y, x.transpose(1, 2))
+    weights = torch.randn(y.shape)
+    (first,) = torch.autograd.grad((y.pow(3) * weights).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(first, 3 * x.square() * weights.transpose(1, 2))
+    torch.testing.assert_close(second, 6 * x * weights.transpose(1, 2))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
+def test_what_is_transposed_may_lie_in_memory_in_any_way(order: tuple[int, int, int]) -> None:
+    x = torch.randn(4, 5, 6).permute(order)
+    for each in (x, x[:, ::2], x[:1].expand(3, -1, -1), torch._neg_view(x)):
+        assert torch.equal(transposed(each), each.transpose(1, 2))
+
+
+def product_of(x: torch.Tensor) -> torch.Tensor:
+    return linear(x, torch.linspace(-1, 1, 3 * x.shape[1], dtype=x.dtype, device=x.device).reshape(3, -1))
+
+
+def transpose_of(x: torch.Tensor) -> torch.Tensor:
+    return transposed(x[None])[0]
+
+
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own switches warn of themselves
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
-def test_what_is_not_plain_work_is_left_to_torch(products: list[tuple[int, ...]]) -> None:
-    x, w = operands(6, 8, 3)
-    expected = F.linear(x, w)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(script|trace). is deprecated")
+@pytest.mark.parametrize("call", [product_of, transpose_of])
+def test_what_is_not_plain_work_is_left_to_torch(
+    call: Callable[[torch.Tensor], torch.Tensor], products: list[tuple[int, ...]]
+) -> None:
+    x = operands(6, 8, 3)[0]
+    expected = call(x.double()).float()
 
     class Own(torch.Tensor):
         pass
 
-    assert linear(x.double(), w.double()).dtype is torch.float64
-    assert linear(x.bfloat16(), w.bfloat16()).dtype is torch.bfloat16
-    assert linear(x.to("meta"), w.to("meta")).is_meta
-    assert type(linear(x.as_subclass(Own), w)) is Own
-    with FakeTensorMode() as mode:
-        linear(mode.from_tensor(x), mode.from_tensor(w))
+    assert call(x.bfloat16()).dtype is torch.bfloat16
+    assert call(x.to("meta")).is_meta
+    assert type(call(x.as_subclass(Own))) is Own
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        call(mode.from_tensor(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        call(x)
+    torch.testing.assert_close(torch.vmap(call)(x[None])[0], expected)
+    torch.testing.assert_close(torch.func.jvp(call, (x,), (x,))[1], expected)
+    with forward_ad.dual_level():
+        pair = forward_ad.unpack_dual(call(forward_ad.make_dual(x, x)))
+        torch.testing.assert_close(pair.tangent, expected)
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(x), expected)
+    assert torch.jit.trace(call, (x,), check_trace=False)(2 * x).shape == expected.shape
+    assert not products
+    torch.testing.assert_close(call(x), expected)
+    assert len(products) == 1
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_a_switch_of_torch_turns_the_private_product_off(products: list[tuple[int, ...]]) -> None:
+    x, w = operands(6, 8, 3)
+    with torch.backends.mkldnn.flags(enabled=False):
+        torch.testing.assert_close(linear(x, w), F.linear(x, w))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, w).dtype is torch.bfloat16
-    with torch.backends.mkldnn.flags(enabled=False):
-        torch.testing.assert_close(linear(x, w), expected)
-    torch.testing.assert_close(torch.vmap(lambda one: linear(one, w))(x[None])[0], expected)
-    torch.testing.assert_close(torch.func.jvp(lambda one: linear(one, w), (x,), (x,))[1], expected)
-    with forward_ad.dual_level():
-        pair = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x), w))
-        torch.testing.assert_close(pair.tangent, expected)
-    torch.testing.assert_close(torch.compile(linear, fullgraph=True, backend="aot_eager")(x, w), expected)
     assert not products
-    linear(x, w)
-    assert products == [(6, 3)]
 
 
 def test_without_the_private_operator_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""What programs call besides torch itself: a matrix product that runs at full speed on every processor."""
+"""What programs call besides torch itself: products and transposed copies of matrices at the machine's full speed.
+
+Both are operators that torch has, with derivatives of any order, for plain eager work in float32 on a CPU. All other
+work is left to the calls that everybody knows.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,28 @@ def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """`F.linear(x, w)` of two matrices: x (rows, in) and w (out, in) give (rows, out).
 
     torch hands products of float32 matrices to MKL, which runs at half speed on some processors. oneDNN does not, and
-    torch reaches it by a private operator that has no derivative: here it gets one, of any order. Whatever is not plain
-    eager work in float32 on a CPU is left to F.linear.
+    torch reaches it by a private operator that has no derivative.
     """
-    if not _is_plain(x, w):
+    if not (_is_plain(x) and _is_plain(w) and _private is not None and x.shape[1] and torch.backends.mkldnn.enabled):
         return F.linear(x, w)
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
         result: torch.Tensor = _Linear.apply(x, w)  # type: ignore[no-untyped-call]
         return result
     return _product(x, w)
+
+
+def transposed(x: torch.Tensor) -> torch.Tensor:
+    """Every matrix of x (batch, m, n) transposed, and copied: (batch, n, m), contiguous.
+
+    A copy by strides jumps through memory, an order of magnitude slower than one that exchanges small blocks. torch has
+    such a kernel for the channels of an image: of one pixel, with all entries as its channels.
+    """
+    if not _is_plain(x) or not x.numel():
+        return x.transpose(1, 2).contiguous()
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: torch.Tensor = _Transposed.apply(x)  # type: ignore[no-untyped-call]
+        return result
+    return _shuffled(x)
 
 
 class _Linear(torch.autograd.Function):
@@ -46,17 +63,25 @@ class _Linear(torch.autograd.Function):
         return to_x, linear(x.t(), gradient.t()).t()
 
 
-def _is_plain(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether this is work that the private operator can do, and nobody else wants to look at."""
+class _Transposed(torch.autograd.Function):
+    """The copy, whose gradient is copied back."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return _shuffled(x)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return transposed(gradient)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether this is for the fast operators: nothing traces, transforms or casts, and x is nothing but numbers."""
     return bool(
-        x.dtype is w.dtype is torch.float32
+        x.dtype is torch.float32
         and x.is_cpu
         and not torch.compiler.is_compiling()
         and type(x) in _PLAIN
-        and type(w) in _PLAIN
-        and _private is not None
-        and torch.backends.mkldnn.enabled
-        and x.shape[1] > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
@@ -77,3 +102,9 @@ _private = _find_private()
 def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = _private(x, w, None, "none", [], "")
     return result
+
+
+def _shuffled(x: torch.Tensor) -> torch.Tensor:
+    batch, m, n = x.shape
+    pixels = x.reshape(batch, 1, 1, m * n).permute(0, 3, 1, 2)
+    return torch.native_channel_shuffle(pixels, m).permute(0, 2, 3, 1).reshape(batch, n, m)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
 
 from convein.lowering.target import Target
 from convein.lowering.values import Value
@@ -23,6 +26,12 @@ class Pricer:
         """A change of the order in memory: read, written, and once more for the gradient."""
         moved = 2 * self._bytes(value)
         return self._time(rates.COPY, 0, moved, 1 if value.grad else 0)
+
+    def transposed(self, value: Value) -> float:
+        """The same where two groups of axes change places, by the call that is made for it."""
+        if not (self.target.chooses_layouts and self.target.dtype is torch.float32):
+            return math.inf
+        return self._time(rates.TRANSPOSED, 0, 2 * self._bytes(value), 1 if value.grad else 0)
 
     def elementwise(self, made: int, parts: Iterable[Value]) -> float:
         """A product entry by entry with `made` results."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from convein.planner.plan import Plan
 
 HEADER = "import torch\nimport torch.nn.functional as F\n"
-# What `linear(` in a statement needs.
-LINEAR = "from convein.execution.ops import linear\n"
+# The calls of our own that a statement may have.
+OPS = ("linear", "transposed")
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
 
 
@@ -82,7 +82,9 @@ class Program:
         whole = Part("program", self.parameters, self.statements, self.results)
         guard = f'@torch.autocast("{self.autocast_off}", enabled=False)\n' if self.autocast_off else ""
         functions = "\n\n".join([*map(str, self.parts), f"{guard}{whole}"])
-        header = HEADER + (CHECKPOINT if self.parts else "") + (f"\n{LINEAR}" if "linear(" in functions else "")
+        own = ", ".join(name for name in OPS if f"{name}(" in functions)
+        header = HEADER + (CHECKPOINT if self.parts else "")
+        header += f"\nfrom convein.execution.ops import {own}\n" if own else ""
         return f"{header}\n\n{functions}"
 
     def __str__(self) -> str:

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import count, pairwise
-from math import prod
 
 from convein.lowering.price import Pricer
 from convein.lowering.program import Statement
 from convein.lowering.target import Target
 from convein.lowering.values import Axis, Size, Value, tuple_text
-
-# Steps of so many bytes, or a multiple, meet in the same lines of a cache; over a longer way it cannot hold them.
-ALIASING = 512
-CACHE = 2**16
-# A block of so many entries fills a line of a cache.
-BLOCK = 16
 
 
 class Writer:
@@ -80,40 +73,26 @@ class Writer:
         if sorted_pieces != list(wanted):
             text += self._merge(value, sorted_pieces, wanted)
         copies = moves and (merges or dense)
-        if copies and self._aliases(value, pieces, order):
-            return self._in_blocks(value, pieces, order, wanted)
+        cuts = _exchanged(order) if copies else None
+        if cuts is not None and self.price.transposed(value) < self.price.copy(value):
+            return self._transposed(value, pieces, cuts, wanted)
         # A reshape need not copy: axes of size 1 move freely, and neighbours may be merged as they lie.
         if copies and (dense or not merges):
             text += ".contiguous()"
         return self.emit(text, [value], wanted, value.sizes, self.price.copy(value) if copies else 0.0)
 
-    def _aliases(self, value: Value, pieces: list[Axis], order: list[int]) -> bool:
-        """Whether a copy jumps through memory in steps that fall on the same lines of a cache.
-
-        It does where neighbours of the result are apart by a large power of two; copying blocks that are neighbours on
-        both sides first, and the inside of the blocks then, is up to seven times as fast.
-        """
-        sizes = [value.size(piece) for piece in pieces[order[-1] :]]
-        numbers = [size for size in sizes if isinstance(size, int)]
-        if not self.target.chooses_layouts or len(sizes) == 1 or len(numbers) < len(sizes):
-            return False
-        last, *inside = numbers
-        step = prod(inside) * self.target.dtype.itemsize
-        return inside[-1] % BLOCK == 0 and step % ALIASING == 0 and last * step >= CACHE
-
-    def _in_blocks(self, value: Value, pieces: list[Axis], order: list[int], wanted: tuple[Axis, ...]) -> Value:
-        """A change of the memory's order in two copies: blocks of the innermost axis, then what is inside them."""
-        inner = len(pieces) - 1
-        count, sizes = int(value.size(pieces[-1])) // BLOCK, [str(value.size(piece)) for piece in pieces[:-1]]
-        blocks = [*order, inner + 1]
-        text = f"{value.name}.reshape({', '.join([*sizes, str(count), str(BLOCK)])})"
-        text += f".permute({', '.join(map(str, blocks))}).contiguous()"
-        moved = self.emit(text, [value], [pieces[place] for place in order], value.sizes, self.price.copy(value))
-        back = list(range(inner + 1))
-        back.insert(order.index(inner) + 1, inner + 1)
+    def _transposed(self, value: Value, pieces: list[Axis], cuts: tuple[int, int], wanted: tuple[Axis, ...]) -> Value:
+        """A copy in which two neighbouring groups of axes, the last ones, change places."""
+        first, second = cuts
+        groups = [
+            value.size(mode for piece in part for mode in piece)
+            for part in (pieces[:first], pieces[first:second], pieces[second:])
+        ]
+        text = f"transposed({value.name}.reshape({', '.join(map(str, groups))}))"
+        axes = [*pieces[:first], *pieces[second:], *pieces[first:second]]
+        moved = self.emit(text, [value], axes, value.sizes, self.price.transposed(value))
         shape = ", ".join(str(value.size(axis)) for axis in wanted)
-        text = f"{moved.name}.permute({', '.join(map(str, back))}).reshape({shape})"
-        return self.emit(text, [moved], wanted, value.sizes, self.price.copy(value))
+        return self.emit(f"{moved.name}.reshape({shape})", [moved], wanted, value.sizes)
 
     def weight(self, value: Value, axes: Iterable[Axis], *, always: bool = False) -> Value:
         """The value as weights of a convolution, contiguous where torch relies on it.
@@ -179,6 +158,13 @@ class Writer:
         if [axis for axis in wanted if axis] == pieces and len(added) <= 2:
             return "".join(f".unsqueeze({place})" for place in added)
         return f".reshape({', '.join(str(value.size(axis)) for axis in wanted)})"
+
+
+def _exchanged(order: list[int]) -> tuple[int, int] | None:
+    """Where two groups begin that change places, if that is all that an order of axes does: the second one ends it."""
+    first = next(place for place, source in enumerate(order) if source != place)
+    second = order[first]
+    return (first, second) if order[first:] == [*range(second, len(order)), *range(first, second)] else None
 
 
 def _runs(axis: Axis, wanted: tuple[Axis, ...]) -> list[Axis]:

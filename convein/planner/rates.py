@@ -18,6 +18,7 @@ DEPTHWISE_FIRST = "depthwise, first"
 DEPTHWISE_LAST = "depthwise, last"
 ELEMENTWISE = "elementwise"
 COPY = "copy"
+TRANSPOSED = "transposed copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ SHIPPED = Rates(
         DEPTHWISE_FIRST: Rate(26, 20, 20),
         DEPTHWISE_LAST: Rate(22, 74, 70),
         ELEMENTWISE: Rate(4, 1e6, 17),
-        COPY: Rate(4, 1e6, 16),
+        COPY: Rate(4, 1e6, 14),
+        TRANSPOSED: Rate(8, 1e6, 65),
     },
     backward={
         ROWS: Rate(50, 232, 34),
@@ -76,6 +78,7 @@ SHIPPED = Rates(
         DEPTHWISE_FIRST: Rate(71, 15, 10),
         DEPTHWISE_LAST: Rate(66, 52, 17),
         ELEMENTWISE: Rate(21, 1e6, 8.5),
-        COPY: Rate(10, 1e6, 6.2),
+        COPY: Rate(10, 1e6, 10),
+        TRANSPOSED: Rate(25, 1e6, 40),
     },
 )
