@@ -84,6 +84,8 @@ def video(percent: int) -> Stack:
 def largest_batch(stack: Stack, make: Callable[[Layer, int], Call], cap: int) -> int:
     """The largest batch whose training step keeps at most `cap` bytes alive, parameters excluded; 0 if not even one.
 
+    It is found by bisection, as if a larger batch never took less.
+
     Args:
         stack: what is trained.
         make: from a layer and a batch, a function of x and the factors.
