@@ -16,7 +16,7 @@ from convein.execution import load
 from convein.lowering import Program
 from convein.metering import Footprint, Sample, predict
 from convein.network import Network
-from convein.operands import check_operands, from_numpy, is_distributed
+from convein.operands import check_operands, from_numpy, is_distributed, refuse_distributed
 from convein.planner import Plan, path_info
 
 
@@ -142,12 +142,7 @@ class Expression:
                 text=equation.text,
             )
         check_operands(operands, equation, self.positions)
-        if is_distributed(operands):
-            raise OperandError(
-                "a compiled expression does not take DTensors",
-                text=equation.text,
-                hint="conv_einsum takes them; or pass what each process has, .to_local()",
-            )
+        refuse_distributed(operands, equation)
         for position, operand, shape in zip(self.positions, operands, self.shapes, strict=True):
             wrong = len(shape) != operand.dim()
             if wrong or any(

@@ -81,6 +81,16 @@ def is_distributed(operands: Iterable[Any]) -> bool:
     return module is not None and any(isinstance(operand, module.DTensor) for operand in operands)
 
 
+def refuse_distributed(operands: Iterable[Any], equation: Equation) -> None:
+    """Raises an OperandError where a compiled expression meets DTensors: its sizes are those of whole operands."""
+    if is_distributed(operands):
+        raise OperandError(
+            "a compiled expression does not take DTensors",
+            text=equation.text,
+            hint="conv_einsum takes them; or compile for what each process has, .to_local()",
+        )
+
+
 def from_numpy(operands: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
     """The operands as tensors if all of them are numpy arrays, else None."""
     # A tuple, because dynamo cannot trace a union of numpy's types.

@@ -29,7 +29,7 @@ from convein.lowering import Target
 from convein.memory import Draft
 from convein.metering import Sample, memory_order
 from convein.network import Network
-from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked
+from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked, refuse_distributed
 from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
 from convein.request import PLANNING, Request, freeze, make_request, open_request
@@ -203,6 +203,7 @@ def compile(
     network = _bind_shapes(request, operands)
     tensors = {j: operand for j, operand in enumerate(operands) if isinstance(operand, torch.Tensor)}
     check_operands(tuple(tensors.values()), request.equation, tuple(tensors))
+    refuse_distributed(tensors.values(), request.equation)
     dtype, where = check_kind(tuple(tensors.values()), dtype, device)
     check_constants(request.equation, dtype)
     check_fixed(fixed, request.equation, dtype, where)

@@ -141,6 +141,22 @@ def test_onnx_of_an_exported_program(tmp_path: Path) -> None:
         same(torch.from_numpy(value), oracle(batch(size), module))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+def test_onnx_of_a_trace(tmp_path: Path) -> None:
+    """The old exporter, by torch.jit.trace."""
+    module, path = Layer().eval(), tmp_path / "layer.onnx"
+    options: dict[str, Any] = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    if importlib.util.find_spec("onnx") is None:
+        with pytest.raises(torch.onnx.errors.OnnxExporterError, match="onnx is not installed"):
+            torch.onnx.export(module, (batch(2),), path, **options)
+        return
+    torch.onnx.export(module, (batch(2),), path, **options)
+    evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(str(path))
+    for size in (1, 2, 5):
+        (value,) = evaluator.run(None, {"x": batch(size).numpy()})
+        same(torch.from_numpy(value), oracle(batch(size), module))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_jit_trace_takes_any_batch(size: int) -> None:

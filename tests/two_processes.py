@@ -181,6 +181,19 @@ def check_two_dimensions_of_a_mesh(mesh: DeviceMesh) -> None:
         convein.conv_einsum("ij,jk->ik", distribute_tensor(a, mesh, [WHOLE]), elsewhere)
 
 
+def check_torch_compile(mesh: DeviceMesh) -> None:
+    torch.manual_seed(5)
+    x, w = torch.randn(4, 3, 6), torch.randn(5, 3, 3)
+
+    def call(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return convein.conv_einsum("bsh,tsh->bth|h", x, w)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    y = compiled(distribute_tensor(x, mesh, [FIRST]), distribute_tensor(w, mesh, [WHOLE]))
+    assert y.placements == (FIRST,)
+    torch.testing.assert_close(y.full_tensor(), call(x, w))
+
+
 def check_refusals(mesh: DeviceMesh) -> None:
     for expression, shapes, placements, message, carets, hint in REFUSALS:
         operands = [
@@ -198,6 +211,8 @@ def check_a_compiled_expression(mesh: DeviceMesh) -> None:
     a, b = (distribute_tensor(torch.ones(shape), mesh, [WHOLE]) for shape in ((4, 5), (5, 6)))
     with pytest.raises(convein.OperandError, match="a compiled expression does not take DTensors"):
         compiled(a, b)
+    with pytest.raises(convein.OperandError, match="a compiled expression does not take DTensors"):
+        convein.compile("ij,jk->ik", (None, 5), constants={1: b})
     torch.testing.assert_close(compiled(a.to_local(), b.to_local()), torch.full((4, 6), 5.0))
 
 
