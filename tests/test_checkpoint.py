@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 import convein
 from convein.lowering import Program
 from convein.lowering.checkpoint import PART_OVERHEAD, Demand, choices
+from convein.lowering.program import OPS
 from convein.memory import draft, keeping
 from convein.memory.observing import observe
 from convein.metering import Sample, SavedMemory
@@ -230,3 +231,13 @@ def test_another_order_is_taken_where_it_is_faster_than_computing_again() -> Non
         chosen = keeping([priced, lean], budget)
         assert chosen.rest.plan == plan
         assert bool(chosen.rest.parts) is (price < 0)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_our_own_operators_are_observed(name: str) -> None:
+    """They exist in float32 only, and for large operands only."""
+    shapes = (4, 64, 1600), (32, 64), (128, 32)
+    operands = leaves(shapes, torch.float32)
+    compiled = convein.compile("bsf,rs,tr->btf", *operands, checkpoint=True)
+    assert f"{name}(" in compiled.source
+    assert compiled.saved_bytes == saved_by(compiled, operands) == 0

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convein.execution.ops import linear
+from convein.execution import ops
 from convein.lowering import Program, Statement
 from convein.lowering.checkpoint import Demand
+from convein.lowering.program import OPS
 from convein.metering import Sample, isolated, storages
 
 # One core of a recent machine: operations and bytes a microsecond. Only their ratio matters here.
 FLOPS, BYTES = 1e5, 1e4
 CALL = 2.0
+_NAMES = {"torch": torch, "F": F, **{name: getattr(ops, name) for name in OPS}}
 
 
 def observe(program: Program, samples: Sequence[Sample]) -> list[Demand]:
@@ -47,7 +49,7 @@ def _demand(statement: Statement, names: dict[str, Any], given: set[int]) -> Dem
         return tensor
 
     with clock, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = eval(statement.expression, {"torch": torch, "F": F, "linear": linear}, names)
+        made = eval(statement.expression, _NAMES, names)
     names[statement.target] = made
     if not isinstance(made, torch.Tensor):
         return Demand(0, is_tensor=False, saves=frozenset(), unnamed=0, time=0.0, until_saved=0.0)
