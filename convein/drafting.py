@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from convein import measuring
+from convein.errors import PlanError
 from convein.lowering import Program, Target, lower
+from convein.lowering.looping import Loop
+from convein.lowering.slicing import chunked, loops
 from convein.lowering.widen import widen
-from convein.memory import Draft, draft, keeping
+from convein.memory import Draft, Sketch, draft, keeping, limited
 from convein.metering import Sample
 from convein.network import Network
 from convein.planner import plan
+from convein.planner.plan import steps_of
 from convein.request import Request
 
 
@@ -36,6 +43,9 @@ def drafts(
         constants: the operands that never change; what depends on them alone is taken apart.
         orders: for each operand its axes in memory, as for `lower`.
         several: whether they will be timed.
+
+    Raises:
+        PlanError: there is no way to stay within the limit; the message has the smallest one that can be kept.
     """
     known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
     given: dict[str, Any] = {
@@ -44,19 +54,68 @@ def drafts(
         "constants": sum(1 << position for position in known),
         "rates": target.rates if target.device == "cpu" else None,
     }
-    fixed = frozenset(f"x{position}" for position in constants)
-
-    def made(program: Program) -> Draft:
-        return draft(widen(program, target), samples, fixed)
-
-    def planned(cost: Any) -> Draft:
-        return made(lower(plan(network, optimize=request.optimize, **{**given, "cost": cost}), target, orders))
-
-    budget = request.kept if needs_grad else None
     if several:
-        found = [made(program) for program in measuring.programs(network, target, orders, given)]
-        return found if budget is None else [keeping([one], budget) for one in found]
-    if budget is None:
-        return [planned(request.cost)]
-    costs = [request.cost, "memory"] if request.cost == "auto" else [request.cost]
-    return [keeping(map(planned, costs), budget)]
+        programs = measuring.programs(network, target, orders, given)
+    else:
+        programs = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
+    if (request.kept is None or not needs_grad) and request.limit is None:
+        return [draft(widen(program, target), samples, _names(constants)) for program in programs]
+    sketches = [sketch(program, target, samples, constants, orders) for program in programs]
+    if several and request.limit is None:
+        return [_fitted(request, [one]) for one in sketches]
+    if request.cost == "auto":
+        leaner = lower(plan(network, optimize=request.optimize, **{**given, "cost": "memory"}), target, orders)
+        sketches.append(sketch(leaner, target, samples, constants, orders))
+    return [_fitted(request, sketches)]
+
+
+def _fitted(request: Request, sketches: Sequence[Sketch]) -> Draft:
+    """The fastest draft within the bytes that were asked for.
+
+    Raises:
+        PlanError: there is none.
+    """
+    samples = sketches[0].draft.samples
+    if request.limit is None:
+        return keeping((one.draft for one in sketches), request.kept or 0)
+    limit = request.limit.on(torch.device(samples[0].device if samples else "cpu"))
+    found = limited(sketches, limit, request.kept if any(sample.grad for sample in samples) else None)
+    if isinstance(found, Draft):
+        return found
+    given = f" ({limit} bytes)" if request.limit.text != str(limit) else ""
+    raise PlanError(
+        f"memory_limit={request.limit.text}{given} is too small: {found} bytes are needed",
+        text=request.equation.text,
+        hint=f"memory_limit={found} works; operands are not counted",
+    )
+
+
+def sketch(
+    program: Program,
+    target: Target,
+    samples: Sequence[Sample],
+    constants: frozenset[int],
+    orders: Sequence[tuple[int, ...]],
+) -> Sketch:
+    """One order, and how it is sliced."""
+    planned = program.plan
+
+    def sliced(over: tuple[Loop, ...]) -> Draft:
+        network = planned.network
+        for loop in over:
+            network = chunked(network, loop)
+        steps = steps_of(
+            network, [(step.left, step.right) for step in planned.steps], planned.needs_grad, planned.constants
+        )
+        chunk = replace(target, hints=dict(network.sizes), knows_memory=False)
+        piece = widen(lower(replace(planned, network=network, steps=steps), chunk, orders), target)
+        made = draft(piece, samples, _names(constants))
+        whole = replace(planned, slices=tuple(loop.mode for loop in over))
+        return replace(made, rest=replace(made.rest, plan=whole, loops=over, recomputes=bool(planned.needs_grad)))
+
+    fixed = sum(1 << position for position in constants)
+    return Sketch(draft(widen(program, target), samples, _names(constants)), loops(planned.network, fixed), sliced)
+
+
+def _names(positions: frozenset[int]) -> frozenset[str]:
+    return frozenset(f"x{position}" for position in positions)

@@ -91,7 +91,10 @@ def conv_einsum(
             a distributed group it is "auto".
         cost: what the search minimises: "auto", "time", "flops", "training", "memory", or the sum of a function of a
             step, which has `left`, `right`, `result` (mode to size) and `macs`.
-        memory_limit: None; a limit is refused by this version.
+        memory_limit: the most bytes that may be alive at a time, operands excluded: a number, "2GiB", or "80%" of what
+            is free when the call is planned. It holds for the call and, where gradients are needed, its backward pass:
+            values are computed again and modes are sliced until the prediction fits. It counts tensors; what a single
+            call of torch needs for itself is not known.
         checkpoint: True keeps only the operands for the backward pass and computes the rest again; a number is how many
             bytes may be kept besides the operands: what is kept is chosen so that the least time is lost.
         backend: "auto" or "torch".
@@ -157,13 +160,16 @@ def contract_path(
     Returns:
         opt_einsum's path (pairs of positions in the shrinking list of operands), and a PathInfo; `print` it.
     """
-    request, operands = open_request(expression, operands, options)
-    network = _bind_shapes(request, operands, shapes)
+    request, known = open_request(expression, operands, options)
+    network = _bind_shapes(request, known, shapes)
+    if request.kept is not None or request.limit is not None:  # what fits is known once there is a program
+        planned = compile(expression, *operands, grad=grad, **options).plan
+        return list(planned.path), path_info(planned)
     planned = plan(
         network,
         optimize=request.optimize,
         cost=request.cost,
-        needs_grad=gradients_needed(operands, grad, network),
+        needs_grad=gradients_needed(known, grad, network),
         rates=calibration.current(request.cost),
     )
     return list(planned.path), path_info(planned)

@@ -15,6 +15,7 @@ from convein.equation import Equation
 from convein.errors import ConveinError, OptionError
 from convein.interleaved import interleaved
 from convein.keywords import merge_options
+from convein.memory.amount import Limit, read_limit
 from convein.operands import from_numpy
 from convein.options import OPTION_NAMES, as_integer, shown, unknown_option
 from convein.syntax import Dialect, parse
@@ -41,6 +42,7 @@ class Request:
         sizes: sizes given by name.
         optimize, cost: for the planner.
         kept: bytes that may be kept for the backward pass besides the operands; None is no limit.
+        limit: of the bytes that are alive at a time, operands excluded; None is no limit.
         accumulate: the dtype to compute in, if it is wider than the operands'.
     """
 
@@ -49,6 +51,7 @@ class Request:
     optimize: Any
     cost: Any
     kept: int | None
+    limit: Limit | None
     accumulate: torch.dtype | None
 
     def dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype | None]:
@@ -102,7 +105,9 @@ def make_request(
         raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
     pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
     chosen = {name: merged[name] for name in ("optimize", "cost", "accumulate")}
-    return Request(equation, pairs, kept=_kept(merged["checkpoint"]), **chosen), operands
+    return Request(
+        equation, pairs, kept=_kept(merged["checkpoint"]), limit=read_limit(merged["memory_limit"]), **chosen
+    ), operands
 
 
 def open_request(
@@ -154,11 +159,6 @@ def _dialect(dialect: Any) -> Dialect | None:
 
 
 def _check_planning(options: Mapping[str, Any]) -> None:
-    if options["memory_limit"] is not None:
-        raise OptionError(
-            f"memory_limit={shown(options['memory_limit'])}: this version cannot limit memory",
-            hint='cost="memory" plans for small intermediates, checkpoint=True keeps only the operands for backward',
-        )
     accumulate = options["accumulate"]
     if accumulate is not None and not (isinstance(accumulate, torch.dtype) and accumulate.is_floating_point):
         raise OptionError(

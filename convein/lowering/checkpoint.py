@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from convein.lowering.looping import checkpoint_call
 from convein.lowering.program import Part, Program, Statement
 
 # The name of a size that is only known at run time.
@@ -95,11 +96,6 @@ def rewrite(program: Program, choice: Choice) -> Program:
             statement = replace(statement, expression=call, uses=reads, price=sum(s.price for s in inside))
         statements.append(statement)
     return replace(program, statements=tuple(statements), parts=tuple(parts))
-
-
-def checkpoint_call(name: str, arguments: Iterable[str]) -> str:
-    """The call that keeps a function's arguments only; nothing in a program is random."""
-    return f"checkpoint({name}, {', '.join(arguments)}, use_reentrant=False, preserve_rng_state=False)"
 
 
 def _asked(top: Statement, made: Mapping[str, Statement], again: frozenset[str]) -> set[str]:

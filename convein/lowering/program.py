@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convein.lowering.looping import Loop, looped
 from convein.planner.plan import Plan
 
 HEADER = "import torch\nimport torch.nn.functional as F\n"
@@ -62,6 +63,8 @@ class Program:
         results: the names that are returned.
         autocast_off: the device, such as "cpu", where torch.autocast must not change the calls; "" where it may.
         parts: functions that statements call through torch's checkpoint.
+        loops: over chunks, the outermost first; the statements then are those of one chunk.
+        recomputes: whether each chunk is computed again in the backward pass.
     """
 
     plan: Plan
@@ -70,6 +73,8 @@ class Program:
     results: tuple[str, ...]
     autocast_off: str = ""
     parts: tuple[Part, ...] = ()
+    loops: tuple[Loop, ...] = ()
+    recomputes: bool = False
 
     @property
     def price(self) -> float:
@@ -79,13 +84,17 @@ class Program:
     @property
     def source(self) -> str:
         """The text of the module: imports and its functions, the last one called `program`."""
-        whole = Part("program", self.parameters, self.statements, self.results)
-        guard = f'@torch.autocast("{self.autocast_off}", enabled=False)\n' if self.autocast_off else ""
-        functions = "\n\n".join([*map(str, self.parts), f"{guard}{whole}"])
-        own = ", ".join(name for name in OPS if f"{name}(" in functions)
-        header = HEADER + (CHECKPOINT if self.parts else "")
+        whole = Part("piece" if self.loops else "program", self.parameters, self.statements, self.results)
+        functions = [*map(str, self.parts), str(whole)]
+        if self.loops:
+            functions.append(looped(self.parameters, self.loops, recomputes=self.recomputes))
+        if self.autocast_off:
+            functions[-1] = f'@torch.autocast("{self.autocast_off}", enabled=False)\n{functions[-1]}'
+        text = "\n\n".join(functions)
+        own = ", ".join(name for name in OPS if f"{name}(" in text)
+        header = HEADER + (CHECKPOINT if "checkpoint(" in text else "")
         header += f"\nfrom convein.execution.ops import {own}\n" if own else ""
-        return f"{header}\n\n{functions}"
+        return f"{header}\n\n{text}"
 
     def __str__(self) -> str:
         return self.source

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from convein.memory.fitting import Draft, draft, keeping
+from convein.memory.limiting import Sketch, limited
 
-__all__ = ["Draft", "draft", "keeping"]
+__all__ = ["Draft", "Sketch", "draft", "keeping", "limited"]

@@ -79,6 +79,8 @@ class PathInfo(OptEinsumPathInfo):  # type: ignore[misc] # it has no types
         ]
         if plan.needs_grad:
             lines.append(f"    Saved for backward:  {_number(plan.saved)} elements besides the operands")
+        if plan.slices:
+            lines.append(f"        Sliced, looped:  {', '.join(plan.slices)}")
         unit = f" {UNITS[plan.cost]}" if plan.cost in UNITS else ""
         lines.append(f"             Optimizer:  {plan.optimizer}, by {plan.cost}: {_number(plan.total)}{unit}")
         if plan.rates:
