@@ -144,13 +144,23 @@ def test_the_cache_keeps_them_apart() -> None:
     assert torch.equal(call("a long chain", xs, accumulate=torch.float32), wide)
 
 
-@pytest.mark.parametrize("more", [{"checkpoint": True}, {"optimize": "measure"}], ids=str)
+@pytest.mark.parametrize("more", [{"checkpoint": True}, {"checkpoint": 2000}, {"optimize": "measure"}], ids=str)
 def test_with_other_options(more: dict[str, Any]) -> None:
     xs = [x.requires_grad_() for x in operands("a cp layer", torch.bfloat16)]
     value = call("a cp layer", xs, accumulate=torch.float32, **more)
     value.sum().backward()
     torch.testing.assert_close(value.double(), exact("a cp layer", xs), rtol=0.004, atol=1e-6)
     assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 for x in xs)
+
+
+def test_within_a_memory_limit() -> None:
+    xs = [x.requires_grad_() for x in operands("a cp layer", torch.bfloat16)]
+    options: dict[str, Any] = {**CALLS["a cp layer"][2], "accumulate": torch.float32}
+    limit = convein.compile(CP, *xs, **options).peak_bytes * 4 // 5
+    limited = convein.compile(CP, *xs, **options, memory_limit=limit)
+    assert limited.peak_bytes <= limit
+    assert "torch.float32" in limited.source
+    torch.testing.assert_close(limited(*xs).double(), exact("a cp layer", xs), rtol=0.004, atol=1e-6)
 
 
 def test_in_graphs_and_transforms() -> None:
