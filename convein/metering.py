@@ -14,6 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from convein.execution.ops import predicting
+
 T = TypeVar("T")
 
 
@@ -191,7 +193,7 @@ def isolated(run: Callable[[], T], samples: Sequence[Sample]) -> T:
     def inside() -> T:
         from torch._subclasses import FakeTensorMode
 
-        with FakeTensorMode(), autocast:
+        with FakeTensorMode(), autocast, predicting():
             return run()
 
     with ThreadPoolExecutor(1) as thread:

@@ -6,6 +6,9 @@ work is left to the calls that everybody knows.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     torch hands products of float32 matrices to MKL, which runs at half speed on some processors. oneDNN does not, and
     torch reaches it by a private operator that has no derivative.
     """
-    if not (_is_plain(x) and _is_plain(w) and _private is not None and x.shape[1] and torch.backends.mkldnn.enabled):
+    if not _is_fast(x, w):
         return F.linear(x, w)
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
         result: torch.Tensor = _Linear.apply(x, w)  # type: ignore[no-untyped-call]
@@ -43,6 +46,29 @@ def transposed(x: torch.Tensor) -> torch.Tensor:
     return _shuffled(x)
 
 
+def pointwise(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """`linear` of every pixel: x (batch, in, pixels) and w (out, in) give (batch, pixels, out).
+
+    The transposed copy of x that this takes is not kept for the backward pass, but made again: x is there anyway.
+    """
+    if not (_is_fast(x, w) and x.numel()):
+        return F.linear(x.transpose(1, 2), w)
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        result: torch.Tensor = _Pointwise.apply(x, w)  # type: ignore[no-untyped-call]
+        return result
+    return _by_pixels(x, w)
+
+
+@contextmanager
+def predicting() -> Iterator[None]:
+    """Inside, in this thread, fake tensors go the way of plain ones: what they show is what will happen."""
+    _thread.is_predicting = True
+    try:
+        yield
+    finally:
+        _thread.is_predicting = False
+
+
 class _Linear(torch.autograd.Function):
     """The product with its gradients, which are products of the same kind."""
 
@@ -55,12 +81,28 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
         to_x = linear(gradient, w.t()) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return to_x, None
-        # Many rows are summed: fastest with the fewer of the two channels as rows of the result.
-        if w.shape[0] <= w.shape[1]:
-            return to_x, linear(gradient.t(), x.t())
-        return to_x, linear(x.t(), gradient.t()).t()
+        return to_x, _to_weight(x, gradient) if ctx.needs_input_grad[1] else None
+
+
+class _Pointwise(torch.autograd.Function):
+    """The product by pixels, which keeps no copy of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        return _by_pixels(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        x, w = ctx.saved_tensors
+        batch, channels, pixels = x.shape
+        rows = gradient.reshape(batch * pixels, w.shape[0])
+        to_x = to_w = None
+        if ctx.needs_input_grad[0]:
+            to_x = linear(rows, w.t()).reshape(batch, pixels, channels).transpose(1, 2)
+        if ctx.needs_input_grad[1]:
+            to_w = _to_weight(transposed(x).reshape(batch * pixels, channels), rows)
+        return to_x, to_w
 
 
 class _Transposed(torch.autograd.Function):
@@ -75,18 +117,34 @@ class _Transposed(torch.autograd.Function):
         return transposed(gradient)
 
 
+def _to_weight(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of a weight. Many rows are summed: fastest with the fewer of both channels as the result's rows."""
+    if gradient.shape[1] <= x.shape[1]:
+        return linear(gradient.t(), x.t())
+    return linear(x.t(), gradient.t()).t()
+
+
 def _is_plain(x: torch.Tensor) -> bool:
     """Whether this is for the fast operators: nothing traces, transforms or casts, and x is nothing but numbers."""
     return bool(
         x.dtype is torch.float32
-        and x.is_cpu
+        and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and type(x) in _PLAIN
+        and (type(x) in _PLAIN or getattr(_thread, "is_predicting", False))
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
     )
+
+
+def _is_fast(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether the private product takes these."""
+    plain = _private is not None and torch.backends.mkldnn.enabled and _is_plain(x) and _is_plain(w)
+    return bool(plain and x.shape[1] > 0)
+
+
+_thread = threading.local()
 
 
 def _find_private() -> Any:
@@ -108,3 +166,8 @@ def _shuffled(x: torch.Tensor) -> torch.Tensor:
     batch, m, n = x.shape
     pixels = x.reshape(batch, 1, 1, m * n).permute(0, 3, 1, 2)
     return torch.native_channel_shuffle(pixels, m).permute(0, 2, 3, 1).reshape(batch, n, m)
+
+
+def _by_pixels(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    batch, channels, pixels = x.shape
+    return _product(_shuffled(x).reshape(-1, channels), w).reshape(batch, pixels, w.shape[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,11 @@ class Pricer:
         if not (self.target.chooses_layouts and self.target.dtype is torch.float32):
             return math.inf
         return self._time(rates.TRANSPOSED, 0, 2 * self._bytes(value), 1 if value.grad else 0)
+
+    def pointwise(self, x: Value, rows: int, summed: int, free: int, w: Value) -> float:
+        """A product by pixels of x, whose channels are not last: it is transposed, and again for the gradient of w."""
+        copies = (2 if w.grad else 1) * self.transposed(replace(x, grad=False))
+        return copies + self.matrix(rates.ROWS, 1, rows, summed, free, (x, w))
 
     def elementwise(self, made: int, parts: Iterable[Value]) -> float:
         """A product entry by entry with `made` results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from math import prod
 
@@ -82,9 +83,14 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     before, after = _around(x.modes, summed)
     free = writer.own(w, x)
-    if way != "plain":
-        before, after = before + after, ()
     numbers = [_count(target, sizes, modes) for modes in (before, after, summed, free)]
+    if way == "rows" and before and after:
+        price = writer.price.pointwise(x, numbers[0] * numbers[1], numbers[2], numbers[3], w)
+        if price < math.inf:
+            a, b = writer.arrange(x, (before, summed, after)), writer.arrange(w, (free, summed))
+            return writer.emit(f"pointwise({a.name}, {b.name})", [a, b], (before, after, free), sizes, price)
+    if way == "rows":
+        return _rows(writer, x, w, before + after, summed, free)
     if not after:
         return _rows(writer, x, w, before, summed, free)
     if not before:

@@ -10,7 +10,7 @@ from convein.planner.plan import Plan
 
 HEADER = "import torch\nimport torch.nn.functional as F\n"
 # The calls of our own that a statement may have.
-OPS = ("linear", "transposed")
+OPS = ("linear", "pointwise", "transposed")
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
 
 

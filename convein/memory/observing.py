@@ -85,7 +85,7 @@ class _Clock(TorchDispatchMode):
 
 
 def _flops(name: str, args: Sequence[Any], made: Any) -> int:
-    if name in {"mm", "bmm"}:
+    if name in {"mm", "bmm", "_linear_pointwise"}:
         return int(2 * made.numel() * args[0].shape[-1])
     if name == "convolution":
         signal, weight, *_ = args
