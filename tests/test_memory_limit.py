@@ -15,19 +15,26 @@ import convein
 import reference
 from convein import drafting
 from convein.execution import load
+from convein.execution.chunks import chunks
 from convein.lowering import Target
 from convein.lowering.looping import Loop
 from convein.memory import amount
 from convein.metering import LiveMemory, Sample, footprint
 from strategies import Case, cases
 
-pytestmark = pytest.mark.filterwarnings("ignore::convein.ConveinWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::convein.ConveinWarning"),
+    # torch's own derivatives of some operations are still torchscript.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+]
 
+CP = "bshw,rt,rs,rh,rw->bthw|hw", ((8, 16, 12, 12), (5, 24), (5, 16), (5, 3), (5, 3))
 EXPRESSIONS: dict[str, tuple[str, tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "chain": ("ai,ij,jk,kb->ab", ((30, 5), (5, 400), (400, 5), (5, 30)), {"optimize": "left-to-right"}),
     "outer": ("a,b,b->a", ((50,), (60,), (60,)), {"optimize": [(0, 1), (0, 1)]}),
     "large kernel": ("bshw,sahw,atk,uk->btu|hw", ((6, 4, 9, 9), (4, 40, 3, 3), (40, 5, 30), (3, 30)), {}),
     "composed": ("b(i s)h,(t i)sh->(t b)h|h", ((4, 12, 20), (10, 6, 3)), {"sizes": {"s": 6}}),
+    "layer": (*CP, {}),
     "summed": ("bij,bjk->", ((20, 10, 12), (20, 12, 14)), {}),
 }
 
@@ -101,6 +108,34 @@ def test_what_is_alive_stays_within_the_limit(name: str, grad: bool) -> None:
     if not grad and name != "summed":
         assert least < free.peak_bytes
         assert compiled.plan.slices
+
+
+def test_a_training_step_is_sliced_too() -> None:
+    """The gradient of what is sliced is alive once, and not once more in chunks."""
+    expression, shapes = CP
+    operands = leaves(shapes, grad=True)
+    free = convein.compile(expression, *operands)
+    sliced = convein.compile(expression, *operands, memory_limit=smallest_limit(expression, operands, {}))
+    assert "for x0_1 in chunks(x0, " in sliced.source
+    ends = 8 * (2 * 8 * 24 * 12 * 12 + sum(x.numel() for x in operands))  # the result and all gradients
+    assert ends < sliced.peak_bytes < ends + (free.peak_bytes - ends) / 2
+
+
+def test_chunks_are_a_split() -> None:
+    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(7, 3, dtype=torch.float64)
+
+    def total(x: torch.Tensor, cut: Any) -> torch.Tensor:
+        return sum((part * part * w).sum() for part, w in zip(cut(x), weights.split(3, 0), strict=True))
+
+    (expected,) = torch.autograd.grad(total(x, lambda x: x.split(3, 0)), x)
+    value = total(x, lambda x: chunks(x, 3, 0))
+    for _ in range(2):
+        assert torch.equal(torch.autograd.grad(value, x, retain_graph=True)[0], expected)
+    assert torch.autograd.gradgradcheck(lambda x: total(x, lambda x: chunks(x, 3, 0)), [x])
+    assert torch.equal(torch.func.grad(lambda x: total(x, lambda x: chunks(x, 3, 0)))(x), expected)
+    _, tangent = torch.func.jvp(lambda x: total(x, lambda x: chunks(x, 3, 0)), (x,), (weights,))
+    torch.testing.assert_close(tangent, (expected * weights).sum())
 
 
 def test_a_call_within_a_limit() -> None:

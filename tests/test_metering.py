@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[str, tuple[tuple[int, ...], ...]]] = {
     "TT": ("bshw,sa,ahc,cwd,dt->bthw|hw", ((8, 16, 12, 12), (16, 5), (5, 3, 6), (6, 3, 7), (7, 24))),
     "TR": ("bshw,asc,chd,dwe,eta->bthw|hw", ((8, 16, 12, 12), (4, 16, 5), (5, 3, 3), (3, 3, 4), (4, 24, 4))),
     "RCP": ("b(s1 s2)hw,r(t1)(s1),r(t2)(s2),rhw->b(t1 t2)hw|hw", ((8, 16, 12, 12), (5, 6, 4), (5, 4, 4), (5, 3, 3))),
+    "many pixels": ("bsf,rs,tr->btf", ((4, 64, 1600), (32, 64), (128, 32))),
     "long filters": ("bsh,tsh->bth|h", ((2, 3, 200), (4, 3, 90))),
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.int32)

@@ -53,7 +53,10 @@ def _loop(names: list[str], loops: Sequence[Loop], depth: int, recomputes: bool)
         place = next(place for place, name in enumerate(names) if name.split("_")[0] == f"x{position}")
         inner[place] = f"{names[place].split('_')[0]}_{depth}"
         chunks.append(inner[place])
-        splits.append(f"{names[place]}.split({loop.chunk * rest}, {axis})")
+        size = loop.chunk * rest
+        splits.append(
+            f"chunks({names[place]}, {size}, {axis})" if recomputes else f"{names[place]}.split({size}, {axis})"
+        )
     over = splits[0] if len(splits) == 1 else f"zip({', '.join(splits)})"
     if len(loops) > 1:
         made = [*_loop(inner, loops[1:], depth + 1, recomputes), f"{part} = whole{depth + 1}", f"del whole{depth + 1}"]

@@ -93,7 +93,9 @@ class Program:
         text = "\n\n".join(functions)
         own = ", ".join(name for name in OPS if f"{name}(" in text)
         header = HEADER + (CHECKPOINT if "checkpoint(" in text else "")
-        header += f"\nfrom convein.execution.ops import {own}\n" if own else ""
+        imports = "from convein.execution.chunks import chunks\n" if "chunks(" in text else ""
+        imports += f"from convein.execution.ops import {own}\n" if own else ""
+        header += f"\n{imports}" if imports else ""
         return f"{header}\n\n{text}"
 
     def __str__(self) -> str:
