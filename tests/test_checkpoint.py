@@ -17,7 +17,7 @@ from convein.lowering.checkpoint import PART_OVERHEAD, Demand, choices
 from convein.lowering.program import OPS
 from convein.memory import draft, keeping
 from convein.memory.observing import observe
-from convein.metering import Sample, SavedMemory
+from convein.metering import Footprint, Sample, SavedMemory, footprint
 from strategies import Case, cases
 from test_metering import LAYERS
 
@@ -233,11 +233,17 @@ def test_another_order_is_taken_where_it_is_faster_than_computing_again() -> Non
         assert bool(chosen.rest.parts) is (price < 0)
 
 
+# They exist in float32 only, and for large operands only.
+MATRICES = "bsf,rs,tr->btf", ((4, 64, 1600), (32, 64), (128, 32))
+PICTURES = "bshw,tshw->bthw|hw", ((8, 64, 32, 32), (64, 64, 3, 3))
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_our_own_operators_are_observed(name: str) -> None:
-    """They exist in float32 only, and for large operands only."""
-    shapes = (4, 64, 1600), (32, 64), (128, 32)
+    expression, shapes = PICTURES if name == "transposed" else MATRICES
     operands = leaves(shapes, torch.float32)
-    compiled = convein.compile("bsf,rs,tr->btf", *operands, checkpoint=True)
-    assert f"{name}(" in compiled.source
-    assert compiled.saved_bytes == saved_by(compiled, operands) == 0
+    for checkpoint in (False, True):
+        compiled = convein.compile(expression, *operands, checkpoint=checkpoint)
+        assert f"{name}(" in compiled.source
+        assert footprint(compiled, operands) == Footprint(compiled.saved_bytes, compiled.peak_bytes)
+    assert compiled.saved_bytes == 0
