@@ -120,8 +120,8 @@ class _Transposed(torch.autograd.Function):
 def _to_weight(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of a weight. Many rows are summed: fastest with the fewer of both channels as the result's rows."""
     if gradient.shape[1] <= x.shape[1]:
-        return linear(gradient.t(), x.t())
-    return linear(x.t(), gradient.t()).t()
+        return linear(transposed(gradient[None])[0], x.t())
+    return linear(transposed(x[None])[0], gradient.t()).t()
 
 
 def _is_plain(x: torch.Tensor) -> bool:
