@@ -11,6 +11,7 @@ import torch
 from convein import measuring
 from convein.errors import PlanError
 from convein.lowering import Program, Target, lower
+from convein.lowering.fold import fold
 from convein.lowering.looping import Loop
 from convein.lowering.slicing import chunked, loops
 from convein.lowering.widen import widen
@@ -18,8 +19,15 @@ from convein.memory import Draft, Sketch, draft, keeping, limited
 from convein.metering import Sample
 from convein.network import Network
 from convein.planner import plan
+from convein.planner.candidates import candidates
 from convein.planner.plan import steps_of
+from convein.planner.several import MOST_LEAVES
 from convein.request import Request
+
+# So many orders are lowered, if the search finds them no more than so many times as slow as the best one.
+FEW = 4
+NEAR = 1.5
+BEST = ("auto", "optimal")
 
 
 def drafts(
@@ -56,6 +64,8 @@ def drafts(
     }
     if several:
         programs = measuring.programs(network, target, orders, given)
+    elif compares(request, network, target.device):
+        programs = [_best(network, target, orders, given, _names(constants))]
     else:
         programs = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
     if (request.kept is None or not needs_grad) and request.limit is None:
@@ -67,6 +77,30 @@ def drafts(
         leaner = lower(plan(network, optimize=request.optimize, **{**given, "cost": "memory"}), target, orders)
         sketches.append(sketch(leaner, target, samples, constants, orders))
     return [_fitted(request, sketches)]
+
+
+def compares(request: Request, network: Network, device: str) -> bool:
+    """Whether the best few orders are lowered before one of them is chosen.
+
+    A search knows a step by its sizes alone; how it suits the layouts around it shows in the calls that it becomes.
+    With convolutions that can be as much as the difference between orders.
+    """
+    words = (request.optimize, request.cost)
+    timed = all(isinstance(word, str) for word in words) and words[0] in BEST and words[1] in ("auto", "time")
+    return bool(timed and device == "cpu" and network.convolutions and 2 < len(network.operands) <= MOST_LEAVES)
+
+
+def _best(
+    network: Network,
+    target: Target,
+    orders: Sequence[tuple[int, ...]],
+    given: dict[str, Any],
+    constants: frozenset[str],
+) -> Program:
+    """Of the programs of the best few orders, the one that takes least; what is computed once does not count."""
+    plans = candidates(network, FEW, **given)
+    near = [plan for plan in plans if plan.total <= NEAR * plans[0].total]
+    return min((lower(plan, target, orders) for plan in near), key=lambda program: fold(program, constants)[1].price)
 
 
 def _fitted(request: Request, sketches: Sequence[Sketch]) -> Draft:

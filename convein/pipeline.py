@@ -21,7 +21,7 @@ from convein.arguments import (
 )
 from convein.binding import bind
 from convein.distributed import on_shards
-from convein.drafting import drafts
+from convein.drafting import compares, drafts
 from convein.errors import OperandError
 from convein.execution import load
 from convein.expression import Expression
@@ -34,7 +34,18 @@ from convein.options import OPTION_NAMES, UNSET
 from convein.planner import PathInfo, path_info, plan
 from convein.request import PLANNING, Request, freeze, make_request, open_request
 from convein.syntax import Dialect
-from convein.tracing import DEFAULT_HINT, find_held, hold, is_proxy, is_symbolic, opaque, plan_shapes, record, register
+from convein.tracing import (
+    DEFAULT_HINT,
+    find_held,
+    hold,
+    is_proxy,
+    is_symbolic,
+    opaque,
+    plan_shapes,
+    record,
+    records_gradients,
+    register,
+)
 
 _DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTION_NAMES, UNSET), **PLANNING}
 _NO_CHOICES = (UNSET,) * len(OPTION_NAMES)
@@ -162,7 +173,8 @@ def contract_path(
     """
     request, known = open_request(expression, operands, options)
     network = _bind_shapes(request, known, shapes)
-    if request.kept is not None or request.limit is not None:  # what fits is known once there is a program
+    lowered = request.kept is not None or request.limit is not None
+    if lowered or compares(request, network, "cpu"):  # which order is best shows when there is a program
         planned = compile(expression, *operands, grad=grad, **options).plan
         return list(planned.path), path_info(planned)
     planned = plan(
@@ -304,7 +316,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     mixed = any(operand.dtype != operands[0].dtype for operand in operands)
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
-    needs_grad = gradients_needed(operands, None, network) if torch.is_grad_enabled() else 0
+    needs_grad = gradients_needed(operands, None, network) if records_gradients() else 0
     wide, narrow = request.dtypes(dtype)
     device = operands[0].device.type
     rates = calibration.current(request.cost, device)

@@ -68,6 +68,11 @@ def record(function: Callable[..., Any], values: Sequence[Any], given: Mapping[s
         ) from error
 
 
+def records_gradients() -> bool:
+    """Whether gradients may be asked for; torch.jit.trace compares a trace with one without, which must be the same."""
+    return torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+
+
 def is_symbolic(operands: Sequence[torch.Tensor]) -> bool:
     """Whether sizes may differ when what is recorded now runs again."""
     return torch._C._is_tracing() or any(isinstance(size, torch.SymInt) for x in operands for size in x.shape)

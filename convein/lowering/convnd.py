@@ -16,6 +16,9 @@ from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 MAX_SPATIAL = 3
+ROW = 8
+# Weights of so many entries are brought to the layout of the signal by ourselves: torch would take longer.
+LARGE_WEIGHT = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ def convolve(
     kept: frozenset[str],
     *,
     last: bool = False,
+    planar: bool = False,
 ) -> Value:
     """One convolution call for all convolved pairs, of which x is the signal side; at most three of them.
 
@@ -63,9 +67,14 @@ def convolve(
         correlations: the convolved pairs.
         kept: the modes that are needed afterwards.
         last: whether channels shall be neighbours in memory, before and after.
+        planar: whether modes that only pass are images of their own, and no spatial axes.
     """
     by_mode = {correlation.mode: correlation for correlation in correlations}
     roles = _assign(x, w, by_mode, kept, writer.own(w, x))
+    if planar:
+        passed = tuple(mode for axis in roles.spatial for mode in axis if mode not in by_mode)
+        spatial = tuple(axis for axis in roles.spatial if axis[0] in by_mode)
+        roles = replace(roles, batch=roles.batch + passed, spatial=spatial)
     if last and len(roles.spatial) == 1:
         # torch has no such layout for one spatial axis.
         passed = roles.batch[1:]
@@ -82,7 +91,7 @@ def convolve(
     first_spatial = 1 if last else 2
     x = writer.arrange(x, layout, dense=True)
     x = _cut(writer, x, lines, first_spatial)
-    w = _weight(writer, w, roles, by_mode, transposed)
+    w = _weight(writer, w, roles, by_mode, transposed=transposed, last=last)
     flips = [place + 2 for place, line in enumerate(lines) if line.flip]
     if flips:
         w = writer.emit(f"{w.name}.flip({', '.join(map(str, flips))})", [w], w.axes, w.sizes)
@@ -99,6 +108,13 @@ def convolve(
     if last:
         y = writer.transpose(y, (0, *range(2, len(lines) + 2), 1))
     return _trim(writer, y, lines, by_mode, roles, first_spatial)
+
+
+def passes(x: Value, w: Value, correlations: tuple[Correlation, ...]) -> bool:
+    """Whether x has modes between or behind those that meet w, and more than one of these are convolved."""
+    met = {*w.modes, *(c.mode for c in correlations)}
+    first = next(place for place, mode in enumerate(x.modes) if mode in met)
+    return len(correlations) > 1 and any(mode not in met for mode in x.modes[first:])
 
 
 def _price(
@@ -119,6 +135,10 @@ def _price(
     # A scatter multiplies every entry of the signal, a gather every entry of the result.
     counted = prod(c.n if c.upsample > 1 else c.size for c in by_mode.values())
     made = pixels * groups * free * counted
+    if len(roles.spatial) == MAX_SPATIAL:
+        # Calls along three axes work on rows of the last one.
+        row = number(roles.spatial[-1])
+        made = made * max(row, ROW) // row
     return writer.price.convolution(
         x, w, made, groups, summed, free, prod(c.kernel for c in by_mode.values()), last=last
     )
@@ -209,10 +229,15 @@ def _pad_text(pads: list[tuple[int, int]]) -> str:
     return f"({', '.join(flat)})"
 
 
-def _weight(writer: Writer, w: Value, roles: _Roles, by_mode: dict[str, Correlation], transposed: bool) -> Value:
+def _weight(
+    writer: Writer, w: Value, roles: _Roles, by_mode: Mapping[str, Correlation], *, transposed: bool, last: bool
+) -> Value:
     taps: list[Axis] = [axis if axis and axis[0] in by_mode else () for axis in roles.spatial]
     channels = (roles.summed, roles.free) if transposed else (roles.free, roles.summed)
     target = writer.target
+    if last and not (transposed or roles.groups) and target.count(w) >= LARGE_WEIGHT:
+        placed = writer.arrange(w, (roles.free, *taps, roles.summed), dense=True)
+        return writer.transpose(placed, (0, len(taps) + 1, *range(1, len(taps) + 1)))
     # oneDNN reads permuted weights of groups wrongly where an axis has size 1.
     surprising = target.chooses_layouts and not target.knows_memory and bool(roles.groups or transposed)
     return writer.weight(w, (roles.groups + channels[0], channels[1], *taps), always=surprising)

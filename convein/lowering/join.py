@@ -14,10 +14,16 @@ from convein.windows import Correlation
 def ways(
     left: Value, right: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target
 ) -> tuple[str, ...]:
-    """How `join` can do a step: `"first"` and `"last"` say where a convolution's channels lie in memory."""
+    """How `join` can do a step: `"first"` and `"last"` say where a convolution's channels lie in memory.
+
+    With `"planar"` they are last, and modes that only pass are images of their own.
+    """
     if not correlations:
         return ways_to_multiply(left, right, kept, target)
-    return ("last", "first") if target.chooses_layouts else ("first",)
+    if not target.chooses_layouts:
+        return ("first",)
+    x, w = (left, right) if correlations[0].signal_left else (right, left)
+    return ("last", "first", "planar") if convnd.passes(x, w, correlations) else ("last", "first")
 
 
 def join(
@@ -43,7 +49,7 @@ def join(
     else:
         x, w, correlations = _direct(writer, x, w, correlations, target)
         if correlations:
-            y = convnd.convolve(writer, x, w, correlations, needed, last=way == "last")
+            y = convnd.convolve(writer, x, w, correlations, needed, last=way != "first", planar=way == "planar")
         else:
             y = contract(writer, x, w, needed, way)
     for c in original:

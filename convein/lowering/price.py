@@ -58,7 +58,7 @@ class Pricer:
         """A convolution with `made` outputs, channels of its groups and `taps` entries a filter."""
         if summed == free == 1:
             kind = rates.DEPTHWISE_LAST if last else rates.DEPTHWISE_FIRST
-            flops = 2 * made * taps * (_blocks(groups) / groups if last else 1)
+            padded = flops = 2 * made * taps * (_blocks(groups) / groups if last else 1)
         else:
             kind = (
                 (rates.GROUPED_LAST if last else rates.GROUPED_FIRST)
@@ -66,8 +66,10 @@ class Pricer:
                 else (rates.DENSE_LAST if last else rates.DENSE_FIRST)
             )
             flops = 2 * made / free * _blocks(free) * summed * taps
+            # The gradient of the signal has its channels as outputs.
+            padded = flops * _blocks(summed) / summed
         moved = self._bytes(x) + self._bytes(w) + made * self.target.dtype.itemsize
-        return self._time(kind, flops, moved, x.grad + w.grad)
+        return self._time(kind, flops, moved, x.grad + w.grad, padded)
 
     def _bytes(self, value: Value) -> int:
         return self.target.count(value) * self.target.dtype.itemsize
