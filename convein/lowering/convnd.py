@@ -16,7 +16,7 @@ from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 MAX_SPATIAL = 3
-ROW = 8
+ROW = 16
 # Weights of so many entries are brought to the layout of the signal by ourselves: torch would take longer.
 LARGE_WEIGHT = 2**16
 
