@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
+
+from convein.execution.ops import is_untraced
 
 
 def chunks(x: torch.Tensor, size: int, axis: int) -> Iterator[torch.Tensor]:
@@ -15,7 +16,7 @@ def chunks(x: torch.Tensor, size: int, axis: int) -> Iterator[torch.Tensor]:
     The gradient of torch's split waits for those of all chunks, and then copies them. Here each is put into its place
     as soon as it is known, unless it is to be differentiated again.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad and _is_eager()):
+    if not (torch.is_grad_enabled() and x.requires_grad and is_untraced()):
         yield from x.split(size, axis)  # type: ignore[no-untyped-call]
         return
     starts = range(0, x.shape[axis], size)
@@ -55,13 +56,3 @@ class _Chunk(torch.autograd.Function):
             return whole, *nothing
         ctx.waiting[task] = whole, missing - 1
         return None, *nothing
-
-
-def _is_eager() -> bool:
-    """Whether nothing traces or transforms."""
-    return bool(
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-    )

@@ -124,17 +124,24 @@ def _to_weight(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return linear(transposed(x[None])[0], gradient.t()).t()
 
 
-def _is_plain(x: torch.Tensor) -> bool:
-    """Whether this is for the fast operators: nothing traces, transforms or casts, and x is nothing but numbers."""
+def is_untraced() -> bool:
+    """Whether nothing traces or transforms: each call of torch is computed here and now, and by itself."""
     return bool(
-        x.dtype is torch.float32
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and (type(x) in _PLAIN or getattr(_thread, "is_predicting", False))
-        and not torch.is_autocast_enabled("cpu")
+        not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
+    )
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether this is for the fast operators: x is nothing but numbers, and nobody else looks on."""
+    return bool(
+        x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and (type(x) in _PLAIN or getattr(_thread, "is_predicting", False))
+        and not torch.is_autocast_enabled("cpu")
+        and is_untraced()
     )
 
 

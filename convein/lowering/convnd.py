@@ -16,6 +16,10 @@ from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
 MAX_SPATIAL = 3
+# What torch leaves to oneDNN on a CPU has groups, or several images, or more entries, or a larger kernel both ways. Of
+# three axes it does not count the last.
+FEW_ENTRIES = 20480
+SMALL_KERNEL = 3
 ROW = 16
 # Weights of so many entries are brought to the layout of the signal by ourselves: torch would take longer.
 LARGE_WEIGHT = 2**16
@@ -135,6 +139,11 @@ def _price(
     # A scatter multiplies every entry of the signal, a gather every entry of the result.
     counted = prod(c.n if c.upsample > 1 else c.size for c in by_mode.values())
     made = pixels * groups * free * counted
+    kernel = [by_mode[axis[0]].kernel if axis and axis[0] in by_mode else 1 for axis in roles.spatial]
+    ignored = number(roles.spatial[-1]) if len(roles.spatial) == MAX_SPATIAL else 1
+    few = groups == number(roles.batch) == 1 and writer.target.count(x) // ignored <= FEW_ENTRIES
+    if few and min([1, *kernel][-2:]) <= SMALL_KERNEL:
+        return writer.price.small_convolution(x, w, made, summed, prod(kernel), len(kernel), last=last)
     if len(roles.spatial) == MAX_SPATIAL:
         # Calls along three axes work on rows of the last one.
         row = number(roles.spatial[-1])

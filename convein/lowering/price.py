@@ -46,9 +46,10 @@ class Pricer:
 
     def matrix(self, kind: str, batch: int, rows: int, summed: int, free: int, parts: tuple[Value, Value]) -> float:
         """`batch` products of a (rows, summed) and a (summed, free) matrix."""
-        flops = 2 * batch * rows * summed * _blocks(free)
+        blocks = _blocks if kind == rates.ROWS else _columns
+        flops = 2 * batch * rows * summed * blocks(free)
         # In the backward pass the rows are columns, or are summed.
-        padded = 2 * batch * _blocks(rows) * _blocks(summed) * _blocks(free)
+        padded = 2 * batch * blocks(rows) * blocks(summed) * blocks(free)
         moved = self.target.dtype.itemsize * batch * (rows * summed + summed * free + rows * free)
         return self._time(kind, flops, moved, parts[0].grad + parts[1].grad, padded)
 
@@ -71,6 +72,19 @@ class Pricer:
         moved = self._bytes(x) + self._bytes(w) + made * self.target.dtype.itemsize
         return self._time(kind, flops, moved, x.grad + w.grad, padded)
 
+    def small_convolution(
+        self, x: Value, w: Value, made: int, summed: int, taps: int, axes: int, *, last: bool
+    ) -> float:
+        """One that torch does by a product of matrices, for which it copies every entry to each tap; channels first.
+
+        These copies, of all bytes times the taps, are slow, and along three axes slower still.
+        """
+        itemsize = self.target.dtype.itemsize
+        columns = self._bytes(x) * taps * (12 if axes > 2 else 3)
+        price = self._time(rates.MATRIX, 2 * made * summed * taps, columns + self._bytes(w), x.grad + w.grad)
+        moved = self._bytes(x) + self._bytes(w) + made * itemsize
+        return price + (self._time(rates.COPY, 0, 2 * moved, x.grad + w.grad) if last else 0.0)
+
     def _bytes(self, value: Value) -> int:
         return self.target.count(value) * self.target.dtype.itemsize
 
@@ -85,3 +99,8 @@ class Pricer:
 
 def _blocks(channels: int) -> int:
     return -(-channels // BLOCK) * BLOCK
+
+
+def _columns(count: int) -> int:
+    """A single column is a vector, for which there are calls of their own."""
+    return 1 if count == 1 else _blocks(count)

@@ -11,6 +11,9 @@ from convein.lowering.values import Axis, Size, Value
 from convein.lowering.writer import Writer
 from convein.planner import rates
 
+# Products of fewer entries are not worth a look at how their gradients are made.
+LARGE = 2**14
+
 
 def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], way: str = "plain") -> Value:
     """Multiplies two values and sums over the modes that both have and nobody needs any more.
@@ -26,6 +29,8 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
     left, right = _rows_first(left, right, target)
     summed = tuple(mode for mode in left.modes if mode in right.modes and mode not in kept)
     batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
+    if not summed and _pays_as_matrix(writer, left, right, batch):
+        return _outer(writer, left, right, batch)
     if not summed or not target.has_matmul:
         return writer.sum_out(multiply(writer, left, right), summed)
     if len(summed) == len(left.modes) == len(right.modes):
@@ -76,6 +81,32 @@ def multiply(writer: Writer, left: Value, right: Value) -> Value:
     sizes = {**right.sizes, **left.sizes}
     made = _count(writer.target, sizes, sizes)
     return writer.emit(f"{a.name} * {b.name}", [a, b], [*axes, *tail], sizes, writer.price.elementwise(made, [a, b]))
+
+
+def _pays_as_matrix(writer: Writer, left: Value, right: Value, batch: Axis) -> bool:
+    """Whether a product that sums nothing is best a product of matrices: torch's gradient of a broadcast product makes
+    a tensor as large as the result for each side, and sums it then.
+    """
+    target, numbers = writer.target, _outer_sizes(writer.target, left, right, batch)
+    if not (target.is_inexact and (left.grad or right.grad)) or min(numbers[1:]) == 1 or prod(numbers) < LARGE:
+        return False
+    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[1], 1, numbers[2], (left, right))
+    return price < writer.price.elementwise(prod(numbers), [left, right])
+
+
+def _outer_sizes(target: Target, left: Value, right: Value, batch: Axis) -> tuple[int, int, int]:
+    shared = _count(target, left.sizes, batch)
+    return shared, target.count(left) // shared, target.count(right) // shared
+
+
+def _outer(writer: Writer, left: Value, right: Value, batch: Axis) -> Value:
+    """All products of what each side has alone, as matrices with one column and one row."""
+    rows, free = writer.own(left, right), writer.own(right, left)
+    a, b = writer.arrange(left, (batch, rows, ())), writer.arrange(right, (batch, (), free))
+    numbers = _outer_sizes(writer.target, left, right, batch)
+    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[1], 1, numbers[2], (a, b))
+    call = f"torch.bmm({a.name}, {b.name})"
+    return writer.emit(call, [a, b], (batch, rows, free), {**right.sizes, **left.sizes}, price)
 
 
 def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value:
@@ -138,7 +169,9 @@ def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> V
         price = writer.price.matrix(rates.BATCHED, numbers[0] * numbers[1], numbers[2], numbers[3], numbers[4], (a, b))
         return writer.emit(f"torch.matmul({a.name}, {b.name})", [a, b], (lead, batch, inner, free), sizes, price)
     rows = lead or inner
-    a, b = writer.arrange(x, (batch, rows, summed)), writer.arrange(w, (batch, summed, free))
+    # Matrices whose entries are not neighbours one way or the other are copied anyway.
+    a = writer.arrange(x, (batch, rows, summed), dense=x.modes[-1] in batch)
+    b = writer.arrange(w, (batch, summed, free), dense=w.modes[-1] in batch)
     price = writer.price.matrix(rates.BATCHED, numbers[1], numbers[0] * numbers[2], numbers[3], numbers[4], (a, b))
     return writer.emit(f"torch.bmm({a.name}, {b.name})", [a, b], (batch, rows, free), sizes, price)
 

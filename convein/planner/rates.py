@@ -67,7 +67,7 @@ SHIPPED = Rates(
         TRANSPOSED: Rate(8, 1e6, 65),
     },
     backward={
-        ROWS: Rate(50, 232, 34),
+        ROWS: Rate(60, 232, 34),
         MATRIX: Rate(19, 117, 24),
         BATCHED: Rate(19, 72, 28),
         POINTWISE: Rate(64, 154, 14),
