@@ -21,8 +21,8 @@ PRODUCTS = ("torch.mm(", "torch.bmm(", "torch.matmul(", "torch.dot(", "F.conv1d(
 CALLS = {
     kinds.GEMM: PRODUCTS,
     kinds.BATCHED_GEMM: ("torch.bmm(", "torch.matmul("),
-    kinds.ELEMENTWISE: (" * ", "torch.bmm("),
-    kinds.OUTER: (" * ", "torch.bmm("),
+    kinds.ELEMENTWISE: (" * ",),
+    kinds.OUTER: (" * ", "torch.mm("),
     kinds.DENSE: ("F.conv", ".unfold("),
     kinds.DEPTHWISE: ("F.conv", ".unfold("),
     kinds.GROUPED: ("F.conv", ".unfold("),

@@ -85,10 +85,37 @@ def test_operands_may_lie_in_memory_in_any_way() -> None:
         torch.randn(6, 1).expand(6, 8),
         torch.randn(100)[5:53].view(6, 8),
         torch._neg_view(x),
+        torch.randn(40).unfold(0, 8, 6),
+        torch.randn(40).unfold(0, 8, 6).t().contiguous().t(),
+        torch.randn(20).unfold(0, 8, 2),
+        torch.randn(8).expand(6, 8),
     ]
     for each in placed:
         torch.testing.assert_close(linear(each, w), F.linear(each, w))
         torch.testing.assert_close(linear(w, each), F.linear(w, each))
+        mine, theirs = each.detach().requires_grad_(), each.detach().requires_grad_()
+        linear(mine, w).square().sum().backward()
+        F.linear(theirs, w).square().sum().backward()
+        torch.testing.assert_close(mine.grad, theirs.grad)
+        weight = w.detach().requires_grad_()
+        linear(each, weight).sum().backward()
+        torch.testing.assert_close(weight.grad, each.sum(0).expand(3, 8))
+
+
+@pytest.mark.parametrize("call", [linear, lambda x, w: pointwise(x[None].transpose(1, 2), w)])
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_no_gradient_needs_is_not_kept(call: Callable[..., torch.Tensor], frozen: int) -> None:
+    leaves = list(operands(6, 8, 3))
+    leaves[1 - frozen].requires_grad_()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        y = call(*leaves)
+    assert kept == [leaves[frozen].data_ptr()]
+    y.square().sum().backward()
+    expected = leaves[1 - frozen].detach().clone().requires_grad_()
+    pair = (leaves[0], expected) if frozen == 0 else (expected, leaves[1])
+    F.linear(*pair).square().sum().backward()
+    torch.testing.assert_close(leaves[1 - frozen].grad, expected.grad)
 
 
 def test_the_gradient_may_be_expanded(products: list[tuple[int, ...]]) -> None:

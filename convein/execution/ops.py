@@ -69,12 +69,18 @@ def predicting() -> Iterator[None]:
         _thread.is_predicting = False
 
 
+def _keep(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> None:
+    """Saves each operand for the other one's gradient, if that is needed."""
+    to_x, to_w = ctx.needs_input_grad
+    ctx.save_for_backward(x if to_w else None, w if to_x else None)
+
+
 class _Linear(torch.autograd.Function):
     """The product with its gradients, which are products of the same kind."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, w)
+        _keep(ctx, x, w)
         return _product(x, w)
 
     @staticmethod
@@ -89,14 +95,15 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, w)
+        _keep(ctx, x, w)
+        ctx.shape = x.shape
         return _by_pixels(x, w)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
-        batch, channels, pixels = x.shape
-        rows = gradient.reshape(batch * pixels, w.shape[0])
+        batch, channels, pixels = ctx.shape
+        rows = gradient.reshape(batch * pixels, gradient.shape[2])
         to_x = to_w = None
         if ctx.needs_input_grad[0]:
             to_x = linear(rows, w.t()).reshape(batch, pixels, channels).transpose(1, 2)
@@ -165,8 +172,16 @@ _private = _find_private()
 
 
 def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = _private(x, w, None, "none", [], "")
+    result: torch.Tensor = _private(x, w if _is_packed(w) else w.contiguous(), None, "none", [], "")
     return result
+
+
+def _is_packed(w: torch.Tensor) -> bool:
+    """Whether rows or columns follow each other without a gap inside: oneDNN knows no other weights."""
+    (rows, columns), (down, right) = w.shape, w.stride()
+    by_rows = (right == 1 or columns == 1) and (down >= columns or rows == 1)
+    by_columns = (down == 1 or rows == 1) and (right >= rows or columns == 1)
+    return by_rows or by_columns
 
 
 def _shuffled(x: torch.Tensor) -> torch.Tensor:

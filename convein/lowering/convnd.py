@@ -20,6 +20,7 @@ MAX_SPATIAL = 3
 # three axes it does not count the last.
 FEW_ENTRIES = 20480
 SMALL_KERNEL = 3
+# Along three axes, a row of the last one takes as long as one of so many entries.
 ROW = 16
 # Weights of so many entries are brought to the layout of the signal by ourselves: torch would take longer.
 LARGE_WEIGHT = 2**16

@@ -29,8 +29,8 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
     left, right = _rows_first(left, right, target)
     summed = tuple(mode for mode in left.modes if mode in right.modes and mode not in kept)
     batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
-    if not summed and _pays_as_matrix(writer, left, right, batch):
-        return _outer(writer, left, right, batch)
+    if not (summed or batch) and _pays_as_matrix(writer, left, right):
+        return _outer(writer, left, right)
     if not summed or not target.has_matmul:
         return writer.sum_out(multiply(writer, left, right), summed)
     if len(summed) == len(left.modes) == len(right.modes):
@@ -83,30 +83,24 @@ def multiply(writer: Writer, left: Value, right: Value) -> Value:
     return writer.emit(f"{a.name} * {b.name}", [a, b], [*axes, *tail], sizes, writer.price.elementwise(made, [a, b]))
 
 
-def _pays_as_matrix(writer: Writer, left: Value, right: Value, batch: Axis) -> bool:
-    """Whether a product that sums nothing is best a product of matrices: torch's gradient of a broadcast product makes
+def _pays_as_matrix(writer: Writer, left: Value, right: Value) -> bool:
+    """Whether all products of two sides are best a product of matrices: torch's gradient of a broadcast product makes
     a tensor as large as the result for each side, and sums it then.
     """
-    target, numbers = writer.target, _outer_sizes(writer.target, left, right, batch)
-    if not (target.is_inexact and (left.grad or right.grad)) or min(numbers[1:]) == 1 or prod(numbers) < LARGE:
+    target = writer.target
+    rows, free = target.count(left), target.count(right)
+    if not (target.is_inexact and (left.grad or right.grad)) or min(rows, free) == 1 or rows * free < LARGE:
         return False
-    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[1], 1, numbers[2], (left, right))
-    return price < writer.price.elementwise(prod(numbers), [left, right])
+    price = writer.price.matrix(rates.MATRIX, 1, rows, 1, free, (left, right))
+    return price < writer.price.elementwise(rows * free, [left, right])
 
 
-def _outer_sizes(target: Target, left: Value, right: Value, batch: Axis) -> tuple[int, int, int]:
-    shared = _count(target, left.sizes, batch)
-    return shared, target.count(left) // shared, target.count(right) // shared
-
-
-def _outer(writer: Writer, left: Value, right: Value, batch: Axis) -> Value:
-    """All products of what each side has alone, as matrices with one column and one row."""
-    rows, free = writer.own(left, right), writer.own(right, left)
-    a, b = writer.arrange(left, (batch, rows, ())), writer.arrange(right, (batch, (), free))
-    numbers = _outer_sizes(writer.target, left, right, batch)
-    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[1], 1, numbers[2], (a, b))
-    call = f"torch.bmm({a.name}, {b.name})"
-    return writer.emit(call, [a, b], (batch, rows, free), {**right.sizes, **left.sizes}, price)
+def _outer(writer: Writer, left: Value, right: Value) -> Value:
+    """All products of two sides, as matrices of one column and one row."""
+    a, b = writer.arrange(left, (left.modes, ())), writer.arrange(right, ((), right.modes))
+    price = writer.price.matrix(rates.MATRIX, 1, writer.target.count(a), 1, writer.target.count(b), (a, b))
+    call = f"torch.mm({a.name}, {b.name})"
+    return writer.emit(call, [a, b], (left.modes, right.modes), {**right.sizes, **left.sizes}, price)
 
 
 def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value:
@@ -129,13 +123,13 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
         price = writer.price.matrix(rates.MATRIX, 1, numbers[3], numbers[2], numbers[1], (a, b))
         return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
-    a = writer.arrange(w, (free, summed))
-    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[3], numbers[2], numbers[1], (a, b))
+    price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[3], numbers[2], numbers[1], (w, x))
     if target.prefers_pointwise_conv:
-        flat = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (b, a))
+        flat = writer.price.matrix(rates.POINTWISE, 1, numbers[0] * numbers[1], numbers[2], numbers[3], (x, w))
         if flat < price:
             a = writer.weight(w, (free, summed, ()))
             return writer.emit(f"F.conv1d({b.name}, {a.name})", [b, a], (before, free, after), sizes, flat)
+    a = writer.arrange(w, (free, summed))
     call = f"torch.bmm({a.name}.expand({x.size(before)}, -1, -1), {b.name})"
     return writer.emit(call, [a, b], (before, free, after), sizes, price)
 
