@@ -181,6 +181,31 @@ def test_free_sizes_and_constants() -> None:
     torch.testing.assert_close(compiled(operands[0][:1], *operands[1:3]), expected[:1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("grad", "limit"), [(False, 50_000), (True, 300_000)])
+def test_a_batch_of_nothing_is_one_chunk(grad: bool, limit: int) -> None:
+    expression, shapes, _ = EXPRESSIONS["large kernel"]
+    first, *weights = leaves(shapes, grad)
+    compiled = convein.compile(
+        expression, (None, *shapes[0][1:]), *shapes[1:], dtype=torch.float64, grad=grad, memory_limit=limit
+    )
+    assert compiled.plan.slices == ("b",)
+    free = convein.compile(expression, (None, *shapes[0][1:]), *shapes[1:], dtype=torch.float64, grad=grad)
+    nothing = [first.detach()[:0].requires_grad_(grad), *weights]
+    assert_same(results(compiled, nothing), results(free, nothing))
+
+
+def test_values_computed_again_need_torchs_own_gradients() -> None:
+    expression, shapes, _ = EXPRESSIONS["large kernel"]
+    compiled = convein.compile(
+        expression, (None, *shapes[0][1:]), *shapes[1:], dtype=torch.float64, grad=True, memory_limit=300_000
+    )
+    assert compiled.program.recomputes
+    assert not compiled.program.parts
+    x, *weights = leaves(shapes, grad=False)
+    with pytest.raises(convein.OptionError, match=r"checkpoint= and memory_limit= cannot compute values again under"):
+        torch.func.grad(lambda x: compiled(x, *weights).sum())(x)
+
+
 def test_both_limits_at_once() -> None:
     expression, shapes, _ = EXPRESSIONS["large kernel"]
     compiled = convein.compile(expression, *shapes, checkpoint=True, memory_limit="1MB")

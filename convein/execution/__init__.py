@@ -23,9 +23,10 @@ def load(program: Program) -> Callable[..., Any]:
         OptionError: when it is called, where torch has no checkpoints and the program has.
     """
     source = program.source
+    recomputes = bool(program.parts) or program.recomputes
     loaded = _loaded.get(source)
     if loaded is not None:
-        return _explained(loaded) if program.parts else loaded
+        return _explained(loaded) if recomputes else loaded
     # The same name whenever the text comes again: torch.jit.trace compares names.
     filename = f"<convein program {crc32(source.encode()):08x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -34,7 +35,7 @@ def load(program: Program) -> Callable[..., Any]:
     function: Callable[..., Any] = namespace["program"]
     weakref.finalize(function, linecache.cache.pop, filename, None)
     _loaded[source] = function
-    return _explained(function) if program.parts else function
+    return _explained(function) if recomputes else function
 
 
 def _explained(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +48,8 @@ def _explained(function: Callable[..., Any]) -> Callable[..., Any]:
             if "saved tensor hooks" not in str(error):
                 raise
             raise OptionError(
-                "checkpoint= does not work under torch.func.grad, vjp and jacrev: torch has no checkpoints there",
+                "checkpoint= and memory_limit= cannot compute values again under torch.func.grad, vjp and jacrev: "
+                "torch has no checkpoints there",
                 hint="leave checkpoint= and memory_limit= out, or take the gradient with torch.autograd",
             ) from error
 

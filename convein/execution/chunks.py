@@ -19,7 +19,7 @@ def chunks(x: torch.Tensor, size: int, axis: int) -> Iterator[torch.Tensor]:
     if not (torch.is_grad_enabled() and x.requires_grad and is_untraced()):
         yield from x.split(size, axis)  # type: ignore[no-untyped-call]
         return
-    starts = range(0, x.shape[axis], size)
+    starts = range(0, max(1, x.shape[axis]), size)  # nothing is one chunk too, as for split
     waiting: dict[int, tuple[torch.Tensor, int]] = {}
     for start in starts:  # one by one: the backward pass goes through calls of torch from the latest to the earliest
         yield _Chunk.apply(x, axis, start, size, len(starts), waiting)  # type: ignore[no-untyped-call]

@@ -84,7 +84,7 @@ def _gathering(
     inside = [
         f"if {whole} is None:",
         f"    {shape} = [*{part}.shape]",
-        f"    {shape}[{axis}] = {shape}[{axis}] * {source}.shape[{split}] // {chunk}.shape[{split}]",
+        f"    {shape}[{axis}] = {shape}[{axis}] * {source}.shape[{split}] // max(1, {chunk}.shape[{split}])",
         f"    {whole}, {done} = {part}.new_empty({shape}), 0",
         f"{whole}.narrow({axis}, {done}, {part}.shape[{axis}]).copy_({part})",
         f"{done} += {part}.shape[{axis}]",
