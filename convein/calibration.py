@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -62,9 +62,10 @@ Probe = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
 def calibrate(*, save: bool = True) -> Rates:
     """Measures this machine's CPU as it is now: its threads, this torch.
 
-    It happens by itself when a plan by `cost="time"` is first needed and no table is stored, unless the environment
-    says CONVEIN_CALIBRATION=off, in a distributed group, under torch.use_deterministic_algorithms, while something
-    traces, or where the table could not be stored: then the shipped table serves.
+    It happens by itself when a plan by `cost="time"` is first needed and no table is stored, unless something traces or
+    the table could not be stored: then the shipped table serves. Where the environment says CONVEIN_CALIBRATION=off, in
+    a distributed group and under torch.use_deterministic_algorithms it serves in place of a stored table, too; what
+    this function returned goes before it everywhere.
 
     Args:
         save: keep the table in the user's cache folder, for later processes.
@@ -72,25 +73,22 @@ def calibrate(*, save: bool = True) -> Rates:
     Returns:
         The table; `cost="time"` uses it from now on in this process.
     """
-    started = perf_counter()
-    # A thread of its own has none of the caller's modes, hooks and contexts.
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(lambda: {kind: _measured(kind) for kind in SHIPPED.forward}).result()
-    table = _scaled(f"measured: {machine()}", found)
-    where = _write(table) if save else None
-    log.info("convein measured this machine in %.2f s%s", perf_counter() - started, f" -> {where}" if where else "")
-    _known[machine()] = table
+    table = _asked[machine()] = _measure(save=save)
     return table
 
 
 def current(cost: object = "time", device: str = "cpu") -> Rates:
-    """The table to plan with: what was measured, in this process or an earlier one, else the shipped table.
+    """The table to plan with: what `calibrate` measured, else what was measured by itself, else the shipped table.
 
     Args:
         cost: what the plan minimises: if it depends on the table, a CPU that nobody has measured is measured now.
         device: what the plan is for.
     """
     name = machine()
+    if (asked := _asked.get(name)) is not None:
+        return asked
+    if not _may_differ():
+        return SHIPPED
     if (found := _known.get(name) or _read()) is not None:
         _known[name] = found
         return found
@@ -98,7 +96,9 @@ def current(cost: object = "time", device: str = "cpu") -> Rates:
     if not needed or not _may_measure():
         return SHIPPED
     with _measuring:
-        return _known.get(name) or calibrate()
+        if name not in _known:
+            _known[name] = _measure(save=True)
+        return _known[name]
 
 
 def machine() -> str:
@@ -106,21 +106,42 @@ def machine() -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+# What `calibrate` returned, and what was read or measured by itself.
+_asked: dict[str, Rates] = {}
 _known: dict[str, Rates] = {}
 _measuring = Lock()
+
+
+def _may_differ() -> bool:
+    """Whether a plan may be another one than on other machines, in other processes, or after the next measurement."""
+    return (
+        os.environ.get(SWITCH, "on") != "off"
+        and not torch.are_deterministic_algorithms_enabled()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )
 
 
 def _may_measure() -> bool:
     """Whether nobody minds half a second of work now, and a file after it."""
     return (
-        os.environ.get(SWITCH, "on") != "off"
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and _get_current_dispatch_mode() is None
-        and not torch.are_deterministic_algorithms_enabled()
-        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        and _is_writable(_file().parent)
+        and (file := _file()) is not None
+        and _is_writable(file.parent)
     )
+
+
+def _measure(*, save: bool) -> Rates:
+    """A new table, stored if it should and can be."""
+    started = perf_counter()
+    # A thread of its own has none of the caller's modes, hooks and contexts.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: {kind: _measured(kind) for kind in SHIPPED.forward}).result()
+    table = _scaled(f"measured: {machine()}", found)
+    where = _write(table) if save else None
+    log.info("convein measured this machine in %.2f s%s", perf_counter() - started, f" -> {where}" if where else "")
+    return table
 
 
 def _is_writable(folder: Path) -> bool:
@@ -153,7 +174,8 @@ def _probe(kind: str, *, large: bool) -> Probe:
     numbers = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=numbers)
+        # Torch's default dtype is the whole process's, threads included.
+        return torch.randn(shape, generator=numbers, dtype=torch.float32)
 
     images, pixels, s, r = (16, 520, 64, 48) if large else (2, 36, 16, 16)
     rows = images * pixels
@@ -211,6 +233,7 @@ def _slower(rate: Rate, small: float, large: float) -> Rate:
     return Rate(rate.overhead * small, rate.flops / large, rate.bandwidth / large)
 
 
+@cache
 def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -220,8 +243,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def _file() -> Path | None:
+    """Where this machine's table is stored; None for a user without a home, as containers have."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     name = "".join(letter if letter.isalnum() else "-" for letter in machine())
     return Path(root) / "convein" / f"rates-{name}.json"
 
@@ -229,6 +256,8 @@ def _file() -> Path:
 def _write(table: Rates) -> Path | None:
     """Writes the table so that no reader ever sees half of it; a home that cannot be written is none."""
     path = _file()
+    if path is None:
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".json", delete=False) as file:
@@ -240,10 +269,13 @@ def _write(table: Rates) -> Path | None:
 
 
 def _read() -> Rates | None:
+    path = _file()
+    if path is None:
+        return None
     try:
-        stored: Mapping[str, Any] = json.loads(_file().read_text(encoding="utf-8"))
+        stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         parts = [{kind: Rate(**rate) for kind, rate in stored[part].items()} for part in ("forward", "backward")]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     complete = all(part.keys() == SHIPPED.forward.keys() for part in parts)
     return Rates(str(stored["name"]), *parts) if complete else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(calibration.SWITCH)
     monkeypatch.setattr(calibration, "_known", {})
+    monkeypatch.setattr(calibration, "_asked", {})
 
 
 @pytest.fixture
@@ -116,13 +119,16 @@ def test_a_measured_table_is_kept_for_later_processes(monkeypatch: pytest.Monkey
         assert part.keys() == SHIPPED.forward.keys()
         assert all(rate.overhead >= 0 and rate.flops > 0 and rate.bandwidth > 0 for rate in part.values())
     assert calibration.current() is table
-    monkeypatch.setattr(calibration, "_known", {})
+    monkeypatch.setattr(calibration, "_asked", {})
     assert calibration.current() == table
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"name": "", "forward": {}, "backward": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"name": 1}', '{"name": "", "forward": {}, "backward": {}}', '{"forward": []}']
+)
 def test_a_broken_file_is_as_good_as_none(measured: list[str], text: str) -> None:
     path = calibration._file()
+    assert path is not None
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
     assert calibration.current("flops") is SHIPPED
@@ -140,6 +146,78 @@ def test_a_home_that_cannot_be_written_is_no_error(
     assert calibration.current() is table
 
 
+def test_a_user_without_a_home_plans_by_the_shipped_table(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    x, w = torch.ones(2, 3), torch.ones(3, 4)
+    assert torch.equal(convein.conv_einsum("ab,bc->ac", x, w), x @ w)
+    assert calibration.current() is SHIPPED
+    assert not measured
+    table = convein.calibrate()
+    assert measured
+    assert calibration.current() is table
+
+
+def test_the_default_dtype_changes_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+
+    def timed(call: object, operands: tuple[torch.Tensor, ...]) -> tuple[float, float]:
+        seen.update(operand.dtype for operand in operands)
+        return 1.0, 1.0
+
+    monkeypatch.setattr(calibration, "_timed", timed)
+    torch.set_default_dtype(torch.float64)
+    try:
+        convein.calibrate(save=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == {torch.float32}
+
+
+@contextmanager
+def _switched_off() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(calibration.SWITCH, "off")
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def _group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("where", [_switched_off, _deterministic, _group])
+@pytest.mark.parametrize("stored", ["in this process", "in an earlier one"])
+def test_where_plans_must_be_the_same_a_stored_table_does_not_serve(
+    stored: str, where: Callable[[], AbstractContextManager[None]], measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = calibration.current()
+    assert found is not SHIPPED
+    if stored == "in an earlier one":
+        monkeypatch.setattr(calibration, "_known", {})
+    with where():
+        assert calibration.current() is SHIPPED
+        asked = convein.calibrate(save=False)
+        assert calibration.current() is asked
+    assert measured
+
+
 def test_rates_decide_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that is hardly compressed composes its dense kernel first; where products are free it does not."""
     monkeypatch.setenv(calibration.SWITCH, "off")
@@ -149,7 +227,7 @@ def test_rates_decide_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SHIPPED.name in str(info)
     assert "depthwise" in str(convein.contract_path(CP, *shapes, cost="flops")[1])
     free = {kind: Rate(0, 1e9, 1e9) if "dense" not in kind else rate for kind, rate in SHIPPED.forward.items()}
-    monkeypatch.setattr(calibration, "_known", {calibration.machine(): replace(SHIPPED, name="made up", forward=free)})
+    monkeypatch.setattr(calibration, "_asked", {calibration.machine(): replace(SHIPPED, name="made up", forward=free)})
     assert "dense conv" not in str(convein.contract_path(CP, *shapes)[1])
 
 
