@@ -91,7 +91,8 @@ class Expression:
         return self._footprint().peak
 
     def _footprint(self) -> Footprint:
-        return predict(self._function, [*self._samples, *map(Sample.of, self._folded)])
+        samples = [*self._samples, *map(Sample.of, self._folded)]
+        return predict(self._function, samples, autocast_off=bool(self._rest.autocast_off))
 
     def explain(self) -> str:
         """Every stage, from the text to the program."""

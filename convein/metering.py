@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -130,28 +130,35 @@ class Sample:
         shape: its sizes.
         dtype: its numbers.
         device: where it is: "cpu", "cuda", ....
-        order: its axes from the slowest to the fastest in memory; empty for their own order.
+        strides: how far apart neighbours along each axis are in memory; empty where it is contiguous.
         grad: whether its gradient is needed.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: str
-    order: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     grad: bool = False
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Sample:
         """What a tensor is like."""
-        shape = tuple(tensor.shape)
-        return cls(shape, tensor.dtype, str(tensor.device), memory_order(tensor), tensor.requires_grad)
+        made = cls(tuple(tensor.shape), tensor.dtype, str(tensor.device), grad=tensor.requires_grad)
+        return made.placed_as(tensor)
+
+    def placed_as(self, tensor: torch.Tensor | None) -> Self:
+        """The same, in memory as a tensor of this shape is; as it was if there is none, or if that is not known yet."""
+        if tensor is None or tensor.is_contiguous() or not all(type(step) is int for step in tensor.stride()):
+            return self
+        return replace(self, strides=tuple(tensor.stride()))
 
     def make(self) -> torch.Tensor:
         """A tensor like that."""
-        order = self.order or tuple(range(len(self.shape)))
-        made = torch.empty([self.shape[axis] for axis in order], dtype=self.dtype, device=self.device)
         inexact = self.dtype.is_floating_point or self.dtype.is_complex
-        return made.permute([order.index(axis) for axis in range(len(order))]).requires_grad_(self.grad and inexact)
+        kind: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "requires_grad": self.grad and inexact}
+        if self.strides:
+            return torch.empty_strided(self.shape, self.strides, **kind)
+        return torch.empty(self.shape, **kind)
 
 
 def memory_order(x: torch.Tensor) -> tuple[int, ...]:
@@ -175,19 +182,23 @@ def footprint(function: Callable[..., torch.Tensor], operands: Sequence[torch.Te
     return Footprint(saved.bytes, live.peak)
 
 
-def predict(function: Callable[..., torch.Tensor], samples: Sequence[Sample]) -> Footprint:
+def predict(
+    function: Callable[..., torch.Tensor], samples: Sequence[Sample], *, autocast_off: bool = False
+) -> Footprint:
     """What `footprint` would measure on such operands; no memory is touched, and no data is computed."""
-    return isolated(lambda: footprint(function, [sample.make() for sample in samples]), samples)
+    return isolated(
+        lambda: footprint(function, [sample.make() for sample in samples]), samples, autocast_off=autocast_off
+    )
 
 
-def isolated(run: Callable[[], T], samples: Sequence[Sample]) -> T:
+def isolated(run: Callable[[], T], samples: Sequence[Sample], *, autocast_off: bool = False) -> T:
     """Calls a function that makes tensors from these samples, where all new tensors are fake ones.
 
     It runs in a thread of its own, where nothing is switched on that the caller may be in: tracing, transforms, hooks,
-    autocast (but for operands of several dtypes, which need it).
+    autocast (but for operands of several dtypes, which need it, unless `autocast_off` says that they are converted).
     """
     device = samples[0].device if samples else "cpu"
-    mixed = any(sample.dtype != samples[0].dtype for sample in samples)
+    mixed = not autocast_off and any(sample.dtype != samples[0].dtype for sample in samples)
     autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=True) if mixed else nullcontext()
 
     def inside() -> T:

@@ -253,7 +253,7 @@ def compile(
         )
 
     samples = [
-        Sample(o.shape, dtype, str(where), memory_order(tensors[j]) if j in tensors else (), bool(needs_grad >> j & 1))
+        Sample(o.shape, dtype, str(where), grad=bool(needs_grad >> j & 1)).placed_as(tensors.get(j))
         for j, o in enumerate(network.operands)
         if o.constant is None
     ]
@@ -324,8 +324,8 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
     samples = [
-        Sample(o.shape, x.dtype, str(x.device), order, bool(needs_grad >> j & 1))
-        for j, (o, x, order) in enumerate(zip(network.operands, operands, orders, strict=False))
+        Sample(o.shape, x.dtype, str(x.device), grad=bool(needs_grad >> j & 1)).placed_as(None if j in unknown else x)
+        for j, (o, x) in enumerate(zip(network.operands, operands, strict=False))
     ]
     several = measuring.is_wanted(request.optimize)
     found = drafts(request, network, target, needs_grad, samples, orders=orders, several=several)

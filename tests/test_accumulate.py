@@ -10,6 +10,7 @@ import torch
 
 import convein
 import reference
+from convein.metering import SavedMemory, footprint
 
 CHAIN = "ab,bc,cd,de,ef->af"
 CP = "bshw,rt,rs,rh,rw->bthw|hw"
@@ -151,6 +152,20 @@ def test_with_other_options(more: dict[str, Any]) -> None:
     value.sum().backward()
     torch.testing.assert_close(value.double(), exact("a cp layer", xs), rtol=0.004, atol=1e-6)
     assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 for x in xs)
+
+
+@pytest.mark.parametrize("budget", [0, 10_000, 24_576, 40_000])
+def test_a_budget_with_constants(budget: int) -> None:
+    """What is made of constants is wide, and what meets it is not."""
+    xs = [torch.randn(64, 64, dtype=torch.bfloat16) for _ in range(5)]
+    options: dict[str, Any] = {"constants": [4], "accumulate": torch.float32, "grad": [0, 1, 2, 3]}
+    compiled = convein.compile("ab,bc,cd,de,ef->af", *xs, **options, checkpoint=budget)
+    given = [x.requires_grad_() for x in xs[:4]]
+    wide = compiled._folded
+    with SavedMemory([*given, *wide]) as saved:
+        compiled(*given)
+    assert saved.bytes == compiled.saved_bytes <= budget
+    assert footprint(compiled, given).peak == compiled.peak_bytes
 
 
 def test_within_a_memory_limit() -> None:

@@ -80,6 +80,23 @@ def test_free_sizes_and_constants() -> None:
     assert (compiled.saved_bytes, compiled.peak_bytes) == (saved.bytes, measured.peak)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_operands_with_gaps_in_memory(checkpoint: bool, requires_grad: bool) -> None:
+    """A reshape of what is a view into a larger tensor is a copy."""
+    w = torch.randn(16, 64, requires_grad=True)
+    whole = torch.randn(4, 64, 66, 66)
+    column = torch.randn(4, 64, 1, 1)
+    for x in (whole[:, :, 1:65, 1:65], whole[:, ::2].mT.repeat(1, 2, 1, 1)[:, 1::2], column.expand(4, 64, 9, 9)):
+        x = x.detach().requires_grad_(requires_grad)
+        weight = w[:, : x.shape[1]].detach().requires_grad_()
+        assert_predicted("bshw,ts->bthw", [x, weight], checkpoint=checkpoint)
+        with SavedMemory([x, weight]) as saved:
+            value = convein.conv_einsum("bshw,ts->bthw", x, weight, checkpoint=checkpoint)
+        assert saved.bytes == 0 or not checkpoint
+        torch.testing.assert_close(value, torch.einsum("bshw,ts->bthw", x, weight), rtol=1e-4, atol=1e-4)
+
+
 def test_predictions_touch_no_memory_and_no_state() -> None:
     compiled = convein.compile("bij,bjk->bik", *[(1 << 20, 1 << 15, 1 << 15)] * 2)
     assert compiled.peak_bytes == 4 << 50

@@ -73,4 +73,4 @@ def _results(program: Program, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         made = function(*(sample.make() for sample in samples))
         return tuple(map(Sample.of, made if isinstance(made, tuple) else (made,)))
 
-    return isolated(run, samples)
+    return isolated(run, samples, autocast_off=bool(program.autocast_off))

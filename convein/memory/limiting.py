@@ -106,4 +106,4 @@ def _coarsest(fitting: Sequence[tuple[Sketch, list[Loops]]], limit: int) -> Draf
 
 
 def _peak(draft: Draft) -> int:
-    return predict(load(draft.rest), draft.samples).peak
+    return predict(load(draft.rest), draft.samples, autocast_off=bool(draft.rest.autocast_off)).peak

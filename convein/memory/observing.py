@@ -31,7 +31,7 @@ def observe(program: Program, samples: Sequence[Sample]) -> list[Demand]:
         with torch.set_grad_enabled(any(sample.grad for sample in samples)):
             return [_demand(statement, names, given) for statement in program.statements]
 
-    return isolated(run, samples)
+    return isolated(run, samples, autocast_off=bool(program.autocast_off))
 
 
 def _demand(statement: Statement, names: dict[str, Any], given: set[int]) -> Demand:
