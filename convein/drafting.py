@@ -142,7 +142,8 @@ def sketch(
             network, [(step.left, step.right) for step in planned.steps], planned.needs_grad, planned.constants
         )
         chunk = replace(target, hints=dict(network.sizes), knows_memory=False)
-        piece = widen(lower(replace(planned, network=network, steps=steps), chunk, orders), target)
+        adds = any(loop.axis is None for loop in over)
+        piece = widen(lower(replace(planned, network=network, steps=steps), chunk, orders), target, adds=adds)
         made = draft(piece, samples, _names(constants))
         whole = replace(planned, slices=tuple(loop.mode for loop in over))
         return replace(made, rest=replace(made.rest, plan=whole, loops=over, recomputes=bool(planned.needs_grad)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 import convein
 import reference
-from convein.metering import SavedMemory, footprint
+from convein import drafting
+from convein.execution import load
+from convein.lowering import Target
+from convein.metering import Sample, SavedMemory, footprint
 
 CHAIN = "ab,bc,cd,de,ef->af"
 CP = "bshw,rt,rs,rh,rw->bthw|hw"
@@ -176,6 +180,24 @@ def test_within_a_memory_limit() -> None:
     assert limited.peak_bytes <= limit
     assert "torch.float32" in limited.source
     torch.testing.assert_close(limited(*xs).double(), exact("a cp layer", xs), rtol=0.004, atol=1e-6)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("modes", ["j", "ij", "ji", "jb", "bij"])
+def test_sums_over_chunks_are_rounded_once(modes: str, grad: bool) -> None:
+    xs = [torch.rand(shape).bfloat16().requires_grad_(grad) for shape in ((3, 4, 640), (3, 640, 5))]
+    program = convein.compile("bij,bjk->ik", *xs).program
+    samples = [Sample.of(x) for x in xs]
+    target = Target(torch.float32, "cpu", dict(program.plan.network.sizes), narrow=torch.bfloat16)
+    sketch = drafting.sketch(program, target, samples, frozenset(), ())
+    loops = {loop.mode: replace(loop, chunk=16 if loop.mode == "j" else 2) for loop in sketch.loops}
+    value = load(sketch.sliced(tuple(loops[mode] for mode in modes)).rest)(*xs)
+    assert value.dtype == torch.bfloat16
+    wanted = torch.einsum("bij,bjk->ik", *(x.detach().double() for x in xs))
+    torch.testing.assert_close(value.double(), wanted, rtol=torch.finfo(torch.bfloat16).eps * 0.51, atol=1e-6)
+    if grad:
+        value.sum().backward()
+        assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 for x in xs)
 
 
 def test_in_graphs_and_transforms() -> None:

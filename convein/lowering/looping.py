@@ -36,17 +36,21 @@ def checkpoint_call(name: str, arguments: Iterable[str]) -> str:
     return f"checkpoint({name}, {', '.join(arguments)}, use_reentrant=False, preserve_rng_state=False)"
 
 
-def looped(parameters: Sequence[str], loops: Sequence[Loop], *, recomputes: bool) -> str:
+def looped(parameters: Sequence[str], loops: Sequence[Loop], *, recomputes: bool, narrow: str = "") -> str:
     """The function `program`, which calls `piece` for every chunk and puts the results together.
 
-    With a backward pass nothing is written in place: torch would copy a whole gradient for each chunk.
+    With a backward pass nothing is written in place: torch would copy a whole gradient for each chunk. A sum over
+    chunks is converted to the dtype `narrow`, if there is one, when it is complete.
     """
-    lines = [f"def program({', '.join(parameters)}):", *_loop(list(parameters), loops, 1, recomputes)]
+    lines = [f"def program({', '.join(parameters)}):", *_loop(list(parameters), loops, 1, recomputes, narrow)]
     return "\n    ".join([*lines, "return whole1"]) + "\n"
 
 
-def _loop(names: list[str], loops: Sequence[Loop], depth: int, recomputes: bool) -> list[str]:
-    """The lines that make `whole` of this depth; `names` are the operands there."""
+def _loop(names: list[str], loops: Sequence[Loop], depth: int, recomputes: bool, narrow: str) -> list[str]:
+    """The lines that make `whole` of this depth; `names` are the operands there.
+
+    The outermost loop that adds chunks converts their sum to the dtype `narrow`.
+    """
     loop, whole, part = loops[0], f"whole{depth}", f"made{depth}"
     inner, chunks, splits = list(names), [], []
     for position, axis, rest in loop.splits:
@@ -59,11 +63,14 @@ def _loop(names: list[str], loops: Sequence[Loop], depth: int, recomputes: bool)
         )
     over = splits[0] if len(splits) == 1 else f"zip({', '.join(splits)})"
     if len(loops) > 1:
-        made = [*_loop(inner, loops[1:], depth + 1, recomputes), f"{part} = whole{depth + 1}", f"del whole{depth + 1}"]
+        inside = _loop(inner, loops[1:], depth + 1, recomputes, "" if loop.axis is None else narrow)
+        made = [*inside, f"{part} = whole{depth + 1}", f"del whole{depth + 1}"]
     else:
         call = checkpoint_call("piece", inner) if recomputes else f"piece({', '.join(inner)})"
         made = [f"{part} = {call}"]
     first, rest_of_it, last = _gathering(loop, whole, part, names, chunks[0], recomputes)
+    if narrow and loop.axis is None:
+        last = [*last, f"{whole} = {whole}.to({narrow})"]
     body = [*made, *rest_of_it, f"del {part}"]
     return [first, f"for {', '.join(chunks)} in {over}:", *(f"    {line}" for line in body), *last]
 

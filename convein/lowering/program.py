@@ -65,6 +65,7 @@ class Program:
         parts: functions that statements call through torch's checkpoint.
         loops: over chunks, the outermost first; the statements then are those of one chunk.
         recomputes: whether each chunk is computed again in the backward pass.
+        narrow: the dtype that sums over chunks are converted to; "" where they stay as they are.
     """
 
     plan: Plan
@@ -75,6 +76,7 @@ class Program:
     parts: tuple[Part, ...] = ()
     loops: tuple[Loop, ...] = ()
     recomputes: bool = False
+    narrow: str = ""
 
     @property
     def price(self) -> float:
@@ -87,7 +89,7 @@ class Program:
         whole = Part("piece" if self.loops else "program", self.parameters, self.statements, self.results)
         functions = [*map(str, self.parts), str(whole)]
         if self.loops:
-            functions.append(looped(self.parameters, self.loops, recomputes=self.recomputes))
+            functions.append(looped(self.parameters, self.loops, recomputes=self.recomputes, narrow=self.narrow))
         if self.autocast_off:
             functions[-1] = f'@torch.autocast("{self.autocast_off}", enabled=False)\n{functions[-1]}'
         text = "\n\n".join(functions)
