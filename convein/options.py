@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
@@ -194,8 +195,8 @@ def check_together(options: ConvOptions, owner: str) -> None:
         )
 
 
-def unknown_option(name: object, value: object) -> OptionError:
-    """The error for an option that does not exist."""
+def unknown_option(name: object, value: object, known: Iterable[str] = OPTION_NAMES) -> OptionError:
+    """The error for an option that does not exist; `known` are those that do."""
     if not isinstance(name, str):
         return OptionError(f"the name of an option is a string, not {shown(name)}")
     close = get_close_matches(name.lower(), OPTION_NAMES, 1)
@@ -203,7 +204,7 @@ def unknown_option(name: object, value: object) -> OptionError:
     setting = shown(name)[1:-1] + ("" if value is True else f"={shown(value)}")
     return OptionError(
         f"there is no option {setting}",
-        hint=hint or f"the options are {', '.join(OPTION_NAMES)}",
+        hint=hint or f"the options are {', '.join(known)}",
     )
 
 

@@ -32,6 +32,9 @@ PLANNING: dict[str, Any] = {
     "accumulate": None,
 }
 
+# What only convein.compile takes.
+OF_COMPILE = ("constants", "grad", "dtype", "device")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -180,7 +183,7 @@ def _kept(checkpoint: Any) -> int | None:
         raise OptionError(
             f"checkpoint={shown(checkpoint)}",
             hint="checkpoint is False, True to keep only the operands for the backward pass, "
-            "or how many bytes may be kept besides them",
+            "or how many bytes may be kept besides them: 2**30",
         )
     return budget
 
@@ -191,7 +194,10 @@ def _unknown(name: str, value: Any, expression: Any, dialect: Any) -> OptionErro
         return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=hint)
     if close := get_close_matches(name, PLANNING, 1, 0.75):
         return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=f"did you mean {close[0]}?")
-    return unknown_option(name, value)
+    if name in OF_COMPILE:
+        hint = f"{name}= belongs to convein.compile"
+        return OptionError(f"{name}={shown(value)}: there is no option {name}", hint=hint)
+    return unknown_option(name, value, (*OPTION_NAMES, *PLANNING))
 
 
 def _is_mode(name: str, expression: Any, dialect: Any) -> bool:
