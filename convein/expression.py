@@ -67,7 +67,7 @@ class Expression:
 
     @property
     def source(self) -> str:
-        """The program as Python text; it runs by itself."""
+        """The program as Python text; it runs by itself where convein is installed, whose operators it may import."""
         return self.program.source
 
     @property

@@ -82,14 +82,14 @@ def fastest(
 ) -> int:
     """The place of the function that takes least, backward pass included where gradients are needed.
 
-    One that fails, for want of memory perhaps, is none; if all fail it is the first.
+    One that fails, for want of memory perhaps, is none; if all fail, or have no operands, it is the first.
 
     Args:
         functions: they do the same; the most promising first.
         operands: what they are called with; a sample stands for random numbers like it.
         grads: for each of them, whether its gradient is needed.
     """
-    if len(functions) == 1:
+    if len(functions) == 1 or not operands:
         return 0
     device = torch.device(operands[0].device)
     autocast = torch.autocast(

@@ -99,7 +99,7 @@ def conv_einsum(
         optimize: the search for the order: "auto", "optimal", "greedy", a name or an optimiser object of opt_einsum or
             cotengra, or an explicit path. "measure" runs the best few on these operands, with the backward pass where
             gradients are needed, and remembers the fastest; in a trace, under torch.use_deterministic_algorithms and in
-            a distributed group it is "auto".
+            a distributed group it is "auto", unless the same call was measured before.
         cost: what the search minimises: "auto", "time", "flops", "training", "memory", or the sum of a function of a
             step, which has `left`, `right`, `result` (mode to size) and `macs`.
         memory_limit: the most bytes that may be alive at a time, operands excluded: a number, "2GiB", or "80%" of what
@@ -239,7 +239,7 @@ def compile(
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
 
     def finish(made: Draft) -> Expression:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is folded may serve in training later
             folded = load(made.before)(*(operands[position].detach() for position in sorted(fixed))) if fixed else ()
         return Expression(
             program=made.whole,

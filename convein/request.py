@@ -18,6 +18,7 @@ from convein.keywords import merge_options
 from convein.memory.amount import Limit, read_limit
 from convein.operands import from_numpy
 from convein.options import OPTION_NAMES, as_integer, shown, unknown_option
+from convein.planner.search import SEARCHES
 from convein.syntax import Dialect, parse
 
 PLANNING: dict[str, Any] = {
@@ -107,7 +108,8 @@ def make_request(
     if sizes is not None and not isinstance(sizes, Mapping):
         raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
     pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
-    chosen = {name: merged[name] for name in ("optimize", "cost", "accumulate")}
+    chosen = {name: merged[name] for name in ("cost", "accumulate")}
+    chosen["optimize"] = _search(merged["optimize"])
     return Request(
         equation, pairs, kept=_kept(merged["checkpoint"]), limit=read_limit(merged["memory_limit"]), **chosen
     ), operands
@@ -172,6 +174,14 @@ def _check_planning(options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"'
         )
+
+
+def _search(optimize: Any) -> Any:
+    """One spelling for each search of the planner's own."""
+    if optimize is None or optimize is True:
+        return "auto"
+    known = isinstance(optimize, str) and optimize.lower() in SEARCHES
+    return optimize.lower() if known else optimize
 
 
 def _kept(checkpoint: Any) -> int | None:

@@ -216,3 +216,13 @@ def test_in_graphs_and_transforms() -> None:
     program = torch.export.export(module, tuple(xs), dynamic_shapes={"xs": batches}).module()
     assert torch.equal(program(xs[0][:5], *xs[1:]), wanted[:5])
     assert torch.equal(torch.func.vmap(module, in_dims=(0, *[None] * 4))(xs[0][:, None], *xs[1:])[:, 0], wanted)
+
+
+def test_on_meta_tensors_where_there_is_no_autocast() -> None:
+    x, w = (torch.ones(shape, dtype=torch.bfloat16, device="meta") for shape in ((2, 3), (3, 4)))
+    given = {"accumulate": torch.float32}
+    made = convein.compile("ij,jk->ik", x, w, **given)
+    for result in (convein.conv_einsum("ij,jk->ik", x, w, **given), made(x, w)):
+        assert (result.shape, result.dtype, result.device.type) == ((2, 4), torch.bfloat16, "meta")
+    with pytest.raises(convein.OperandError, match="was compiled for"):
+        made(x.float(), w.float())

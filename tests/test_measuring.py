@@ -308,3 +308,10 @@ def test_no_trace_is_measured(clock: Clock) -> None:
     assert clock.calls == 0
     call(*given)
     assert clock.calls
+
+
+def test_where_all_operands_are_constants_there_is_nothing_to_time(clock: Clock) -> None:
+    text, (_, *factors) = "rs,rh,rw,rt->shwt", operands()
+    made = convein.compile(text, *factors, constants=range(4), optimize="measure")
+    torch.testing.assert_close(made(), conv_einsum(text, *factors))
+    assert clock.calls == 0

@@ -405,3 +405,25 @@ def test_second_derivatives_with_weights_that_are_not_contiguous(dtype: torch.dt
             first.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), (x, whole)))
         for ours, theirs in zip(*first, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_constants_folded_in_inference_mode_serve_in_training() -> None:
+    x, *factors = (randn(*shape) for shape in ((2, 3), (3, 4), (4, 5)))
+    with torch.inference_mode():
+        made = convein.compile(
+            "ij,jk,kl->il", x.shape, constants=dict(enumerate(factors, 1)), optimize=[(1, 2), (0, 1)]
+        )
+    x.requires_grad_()
+    result = made(x)
+    torch.testing.assert_close(result, x @ factors[0] @ factors[1])
+    (gradient,) = torch.autograd.grad(result.sum(), x)
+    torch.testing.assert_close(gradient, (factors[0] @ factors[1]).sum(1).expand(2, 3))
+
+
+@pytest.mark.parametrize("spelling", [None, True, "AUTO", "Auto"])
+def test_every_spelling_of_auto_is_the_same_plan(spelling: Any) -> None:
+    """Also where several orders are lowered before one is chosen, and the best of them is not the planner's first."""
+    cp, shapes = "bshw,rs,rh,rw,rt->bthw|hw", [(16, 8, 28, 28), (64, 8), (64, 3), (64, 3), (64, 64)]
+    (wanted, ours), (path, info) = (convein.contract_path(cp, *shapes, optimize=o) for o in ("auto", spelling))
+    assert (path, str(info)) == (wanted, str(ours))
+    assert convein.compile(cp, *shapes, optimize=spelling).source == convein.compile(cp, *shapes).source

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from convein.lowering.looping import Loop, looped
 from convein.planner.plan import Plan
 
@@ -80,7 +82,10 @@ class Program:
 
     @property
     def price(self) -> float:
-        """Microseconds that a call is expected to take, with its backward pass where gradients are needed."""
+        """Microseconds that a call is expected to take, with its backward pass where gradients are needed.
+
+        With loops it is that of one chunk.
+        """
         return sum(statement.price for statement in self.statements)
 
     @property
@@ -90,7 +95,7 @@ class Program:
         functions = [*map(str, self.parts), str(whole)]
         if self.loops:
             functions.append(looped(self.parameters, self.loops, recomputes=self.recomputes, narrow=self.narrow))
-        if self.autocast_off:
+        if self.autocast_off and torch.amp.is_autocast_available(self.autocast_off):
             functions[-1] = f'@torch.autocast("{self.autocast_off}", enabled=False)\n{functions[-1]}'
         text = "\n\n".join(functions)
         own = ", ".join(name for name in OPS if f"{name}(" in text)
