@@ -39,6 +39,7 @@ def drafts(
     constants: frozenset[int] = frozenset(),
     orders: Sequence[tuple[int, ...]] = (),
     several: bool = False,
+    recorded: bool = False,
 ) -> list[Draft]:
     """The program of the best order, or those of the best `several`, within the bytes that were asked for.
 
@@ -51,6 +52,7 @@ def drafts(
         constants: the operands that never change; what depends on them alone is taken apart.
         orders: for each operand its axes in memory, as for `lower`.
         several: whether they will be timed.
+        recorded: whether a graph will hold the calls.
 
     Raises:
         PlanError: there is no way to stay within the limit; the message has the smallest one that can be kept.
@@ -70,12 +72,12 @@ def drafts(
         programs = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
     if (request.kept is None or not needs_grad) and request.limit is None:
         return [draft(widen(program, target), samples, _names(constants)) for program in programs]
-    sketches = [sketch(program, target, samples, constants, orders) for program in programs]
+    sketches = [sketch(program, target, samples, constants, orders, recorded=recorded) for program in programs]
     if several and request.limit is None:
         return [_fitted(request, [one]) for one in sketches]
     if request.cost == "auto":
         leaner = lower(plan(network, optimize=request.optimize, **{**given, "cost": "memory"}), target, orders)
-        sketches.append(sketch(leaner, target, samples, constants, orders))
+        sketches.append(sketch(leaner, target, samples, constants, orders, recorded=recorded))
     return [_fitted(request, sketches)]
 
 
@@ -130,6 +132,8 @@ def sketch(
     samples: Sequence[Sample],
     constants: frozenset[int],
     orders: Sequence[tuple[int, ...]],
+    *,
+    recorded: bool = False,
 ) -> Sketch:
     """One order, and how it is sliced."""
     planned = program.plan
@@ -149,7 +153,8 @@ def sketch(
         return replace(made, rest=replace(made.rest, plan=whole, loops=over, recomputes=bool(planned.needs_grad)))
 
     fixed = sum(1 << position for position in constants)
-    return Sketch(draft(widen(program, target), samples, _names(constants)), loops(planned.network, fixed), sliced)
+    over = loops(planned.network, fixed, recorded=recorded)
+    return Sketch(draft(widen(program, target), samples, _names(constants)), over, sliced)
 
 
 def _names(positions: frozenset[int]) -> frozenset[str]:

@@ -104,8 +104,8 @@ def conv_einsum(
             step, which has `left`, `right`, `result` (mode to size) and `macs`.
         memory_limit: the most bytes that may be alive at a time, operands excluded: a number, "2GiB", or "80%" of what
             is free when the call is planned. It holds for the call and, where gradients are needed, its backward pass:
-            values are computed again and modes are sliced until the prediction fits. It counts tensors; what a single
-            call of torch needs for itself is not known.
+            values are computed again and modes sliced until the prediction fits. It counts tensors, not what a single
+            call of torch needs for itself, and is that of the plain call: under autocast or vmap more may be alive.
         checkpoint: True keeps only the operands for the backward pass and computes the rest again; a number is how many
             bytes may be kept besides the operands: what is kept is chosen so that the least time is lost.
         backend: "auto" or "torch".
@@ -175,7 +175,8 @@ def contract_path(
     network = _bind_shapes(request, known, shapes)
     lowered = request.kept is not None or request.limit is not None
     if lowered or compares(request, network, "cpu"):  # which order is best shows when there is a program
-        planned = compile(expression, *operands, grad=grad, **options).plan
+        given = {**options, "optimize": "auto"} if measuring.is_wanted(request.optimize) else options
+        planned = compile(expression, *operands, grad=grad, **given).plan
         return list(planned.path), path_info(planned)
     planned = plan(
         network,
@@ -328,7 +329,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
         for j, (o, x) in enumerate(zip(network.operands, operands, strict=False))
     ]
     several = measuring.is_wanted(request.optimize)
-    found = drafts(request, network, target, needs_grad, samples, orders=orders, several=several)
+    found = drafts(request, network, target, needs_grad, samples, frozenset(), orders, several, bool(symbolic))
     made = [load(one.rest) for one in found]
     function = made[measuring.fastest(made, operands, [sample.grad for sample in samples])]
     return rechecked(function, request.equation) if mixed else function

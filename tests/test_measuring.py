@@ -182,6 +182,12 @@ def test_nothing_is_computed_for_a_path(clock: Clock) -> None:
     assert clock.calls == 0
 
 
+def test_nothing_is_computed_for_a_path_with_checkpoints(clock: Clock) -> None:
+    path, _ = convein.contract_path(CP, *operands(), optimize="measure", checkpoint=True)
+    assert path == convein.contract_path(CP, *SHAPES, checkpoint=True)[0]
+    assert clock.calls == 0
+
+
 def test_of_two_threads_that_measure_the_same_the_first_is_remembered() -> None:
     assert cache.store("key", torch.neg) is torch.neg
     assert cache.store("key", torch.abs) is torch.neg

@@ -227,6 +227,29 @@ def test_slices_in_graphs_and_under_vmap() -> None:
     torch.testing.assert_close(mapped[1], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
+def test_graphs_for_many_sizes_have_no_loops_over_them() -> None:
+    expression, shapes, _ = EXPRESSIONS["large kernel"]
+    operands = leaves(shapes, grad=False)
+    others = [torch.cat([operands[0]] * 3)[:16], *operands[1:]]
+
+    class Module(torch.nn.Module):
+        def forward(self, *xs: torch.Tensor) -> torch.Tensor:
+            return convein.conv_einsum(expression, *xs, memory_limit=limit)
+
+    batches = ({0: torch.export.Dim("batch")}, {}, {}, {})
+    limit = 25_000
+    assert "b" in convein.compile(expression, *operands, memory_limit=limit).plan.slices
+    exported = torch.export.export(Module(), tuple(operands), dynamic_shapes={"xs": batches}).module()
+    assert_same([exported(*others)], [convein.conv_einsum(expression, *others)])
+    with pytest.raises(convein.PlanError, match=r"memory_limit=25000 is too small"):
+        torch.jit.trace(Module(), operands, check_trace=False)
+    limit = 100_000
+    traced = torch.jit.trace(Module(), operands, check_trace=False)
+    assert_same([traced(*others)], [convein.conv_einsum(expression, *others)])
+
+
 def test_second_derivatives_of_slices() -> None:
     shapes = ((3, 2, 3), (2, 2, 2))
     samples = [Sample(shape, torch.float64, "cpu", (), grad=True) for shape in shapes]

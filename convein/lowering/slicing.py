@@ -9,7 +9,7 @@ from convein.lowering.looping import Loop
 from convein.network import Network, SymbolicSize
 
 
-def loops(network: Network, constants: int = 0) -> tuple[Loop, ...]:
+def loops(network: Network, constants: int = 0, *, recorded: bool = False) -> tuple[Loop, ...]:
     """A loop of one chunk for each mode that can be sliced; the modes that the result has come first.
 
     These are the modes that are not convolved, and that are the slowest part of the dimensions they are in. No constant
@@ -18,10 +18,14 @@ def loops(network: Network, constants: int = 0) -> tuple[Loop, ...]:
     Args:
         network: what is computed.
         constants: the operands that never change, as a bit set.
+        recorded: whether a graph will hold the calls: one loop of it cannot serve several sizes.
     """
     fixed = constants | sum(1 << j for j, operand in enumerate(network.operands) if operand.constant is not None)
+    varying = {known.mode for known in network.symbolic} if recorded else set()
     found = []
     for mode, size in network.sizes.items():
+        if mode in varying:
+            continue
         splits = _splits(network, mode)
         axes = [axis for axis, modes in enumerate(network.output_axes) if mode in modes]
         leads = all(network.output_axes[axis][0] == mode for axis in axes)
