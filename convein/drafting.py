@@ -18,7 +18,7 @@ from convein.lowering.widen import widen
 from convein.memory import Draft, Sketch, draft, keeping, limited
 from convein.metering import Sample
 from convein.network import Network
-from convein.planner import plan
+from convein.planner import Plan, plan
 from convein.planner.candidates import candidates
 from convein.planner.plan import steps_of
 from convein.planner.several import MOST_LEAVES
@@ -57,13 +57,7 @@ def drafts(
     Raises:
         PlanError: there is no way to stay within the limit; the message has the smallest one that can be kept.
     """
-    known = frozenset(constants) | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
-    given: dict[str, Any] = {
-        "cost": request.cost,
-        "needs_grad": needs_grad,
-        "constants": sum(1 << position for position in known),
-        "rates": target.rates if target.device == "cpu" else None,
-    }
+    given = _given(request, network, target, needs_grad, constants)
     if several:
         programs = measuring.programs(network, target, orders, given)
     elif compares(request, network, target.device):
@@ -79,6 +73,29 @@ def drafts(
         leaner = lower(plan(network, optimize=request.optimize, **{**given, "cost": "memory"}), target, orders)
         sketches.append(sketch(leaner, target, samples, constants, orders, recorded=recorded))
     return [_fitted(request, sketches)]
+
+
+def order(
+    request: Request, network: Network, target: Target, needs_grad: int, orders: Sequence[tuple[int, ...]]
+) -> Plan:
+    """The order that `drafts` would take if no bytes were asked for."""
+    given = _given(request, network, target, needs_grad, frozenset())
+    if compares(request, network, target.device):
+        return _best(network, target, orders, given, frozenset()).plan
+    return plan(network, optimize=request.optimize, **given)
+
+
+def _given(
+    request: Request, network: Network, target: Target, needs_grad: int, constants: frozenset[int]
+) -> dict[str, Any]:
+    """What the planner is told."""
+    known = constants | {j for j, operand in enumerate(network.operands) if operand.constant is not None}
+    return {
+        "cost": request.cost,
+        "needs_grad": needs_grad,
+        "constants": sum(1 << position for position in known),
+        "rates": target.rates if target.device == "cpu" else None,
+    }
 
 
 def compares(request: Request, network: Network, device: str) -> bool:

@@ -21,7 +21,7 @@ from convein.arguments import (
 )
 from convein.binding import bind
 from convein.distributed import on_shards
-from convein.drafting import compares, drafts
+from convein.drafting import drafts, order
 from convein.errors import OperandError
 from convein.execution import load
 from convein.expression import Expression
@@ -31,7 +31,7 @@ from convein.metering import Sample, memory_order
 from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_dense, is_distributed, rechecked, refuse_distributed
 from convein.options import OPTION_NAMES, UNSET
-from convein.planner import PathInfo, path_info, plan
+from convein.planner import PathInfo, path_info
 from convein.request import PLANNING, Request, freeze, make_request, open_request
 from convein.syntax import Dialect
 from convein.tracing import (
@@ -173,18 +173,15 @@ def contract_path(
     """
     request, known = open_request(expression, operands, options)
     network = _bind_shapes(request, known, shapes)
-    lowered = request.kept is not None or request.limit is not None
-    if lowered or compares(request, network, "cpu"):  # which order is best shows when there is a program
+    if request.kept is not None or request.limit is not None:  # what fits is known once there is a program
         given = {**options, "optimize": "auto"} if measuring.is_wanted(request.optimize) else options
         planned = compile(expression, *operands, grad=grad, **given).plan
         return list(planned.path), path_info(planned)
-    planned = plan(
-        network,
-        optimize=request.optimize,
-        cost=request.cost,
-        needs_grad=gradients_needed(known, grad, network),
-        rates=calibration.current(request.cost),
-    )
+    dense = {j: x for j, x in enumerate(known) if isinstance(x, torch.Tensor) and is_dense(x)}
+    dtype, device = next(((x.dtype, x.device.type) for x in dense.values()), (torch.get_default_dtype(), "cpu"))
+    target = Target(dtype, device, dict(network.sizes), calibration.current(request.cost, device))
+    orders = tuple(memory_order(dense[j]) if j in dense else () for j in range(len(known)))
+    planned = order(request, network, target, gradients_needed(known, grad, network), orders)
     return list(planned.path), path_info(planned)
 
 

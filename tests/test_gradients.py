@@ -77,3 +77,33 @@ def test_a_window_that_is_empty_still_has_gradients() -> None:
     y = convein.conv_einsum("h,h->h|h", x, w, padding={"h": (9, 0)}, stride=30)
     assert y.tolist() == [0.0]
     assert [g.abs().sum().item() for g in torch.autograd.grad(y.sum(), (x, w))] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(
+    "expression", ["bshw,rs,rh,rw,rt->bthw|hw", "bshw,sr,whr,tr->bthw|hw", "b(g s)hw,hwsgt->b(g t)hw|hw"]
+)
+def test_second_derivatives_in_the_precision_that_has_its_own_kernels(
+    expression: str, rank: int, batch: int, memory: torch.memory_format
+) -> None:
+    """Those of float64 run elsewhere: they say nothing about the calls of layers that are trained."""
+    sizes = {"b": batch, "s": 4, "r": rank, "g": rank, "t": 5, "h": 3, "w": 3}
+    inputs = expression.split("->")[0].split(",")
+    shapes = [
+        (batch, 4 * rank if "(" in inputs[0] else 4, 8, 8),
+        *(tuple(map(sizes.__getitem__, i)) for i in inputs[1:]),
+    ]
+    numbers = torch.Generator().manual_seed(0)
+    exact = [torch.randn(shape, dtype=torch.float64, generator=numbers) for shape in shapes]
+    exact[0] = exact[0].contiguous(memory_format=memory)
+
+    def second(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        value = convein.conv_einsum(expression, *leaves)
+        first = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(each.square().sum() for each in first), leaves))
+
+    for one, other in zip(second([x.float() for x in exact]), second(exact), strict=True):
+        assert (one.double() - other).abs().max() / other.abs().max() < 1e-3

@@ -262,3 +262,14 @@ def test_what_opt_einsum_refuses_is_refused() -> None:
     for arguments in refused:
         with pytest.raises(convein.ConveinError):
             convein.conv_einsum(*arguments)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_path_is_found_for_operands_that_no_call_would_take_together(kind: torch.dtype) -> None:
+    """Nothing is computed: dtypes may differ, as in opt_einsum."""
+    shapes = [(4, 8, 9, 9), (3, 8), (3, 3), (3, 3), (3, 8)]
+    operands = [torch.ones(shape) for shape in shapes]
+    mixed = [operands[0], *(x.to(kind) for x in operands[1:])]
+    path, info = convein.contract_path("bshw,rs,rh,rw,rt->bthw|hw", *mixed)
+    assert path == list(convein.compile("bshw,rs,rh,rw,rt->bthw|hw", *operands).plan.path)
+    assert len(info.ssa_path) == 4
