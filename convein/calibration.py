@@ -261,7 +261,7 @@ def _write(table: Rates) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".json", delete=False) as file:
-            json.dump(asdict(table), file, indent=1)
+            json.dump({**asdict(table), "shipped": asdict(SHIPPED)}, file, indent=1)
         Path(file.name).replace(path)
     except OSError:
         return None
@@ -269,13 +269,14 @@ def _write(table: Rates) -> Path | None:
 
 
 def _read() -> Rates | None:
+    """The stored table; None where there is none, or where it scales another release's shipped table."""
     path = _file()
     if path is None:
         return None
     try:
         stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         parts = [{kind: Rate(**rate) for kind, rate in stored[part].items()} for part in ("forward", "backward")]
+        current = stored["shipped"] == asdict(SHIPPED)
+        return Rates(str(stored["name"]), *parts) if current else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    complete = all(part.keys() == SHIPPED.forward.keys() for part in parts)
-    return Rates(str(stored["name"]), *parts) if complete else None

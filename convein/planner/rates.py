@@ -62,7 +62,7 @@ SHIPPED = Rates(
         GROUPED_LAST: Rate(30, 60, 20),
         DEPTHWISE_FIRST: Rate(26, 20, 20),
         DEPTHWISE_LAST: Rate(22, 74, 70),
-        ELEMENTWISE: Rate(4, 1e6, 17),
+        ELEMENTWISE: Rate(4, 1e6, 27),
         COPY: Rate(4, 1e6, 14),
         TRANSPOSED: Rate(8, 1e6, 65),
     },
