@@ -90,7 +90,7 @@ def test_second_derivatives_in_the_precision_that_has_its_own_kernels(
 ) -> None:
     """Those of float64 run elsewhere: they say nothing about the calls of layers that are trained."""
     sizes = {"b": batch, "s": 4, "r": rank, "g": rank, "t": 5, "h": 3, "w": 3}
-    inputs = expression.split("->")[0].split(",")
+    inputs = expression.split("->", maxsplit=1)[0].split(",")
     shapes = [
         (batch, 4 * rank if "(" in inputs[0] else 4, 8, 8),
         *(tuple(map(sizes.__getitem__, i)) for i in inputs[1:]),

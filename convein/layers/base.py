@@ -1,0 +1,182 @@
+"""ConvEinsum: an nn.Module made of an expression string."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from convein.dialect import Dialect
+from convein.execution.ops import is_untraced
+from convein.expression import Expression
+from convein.layers.initial import Init, draw, standard_deviation
+from convein.layers.parts import Parts, bias_parts, take_apart
+from convein.pipeline import compile, conv_einsum  # noqa: A004
+
+# How many shapes of the input a layer remembers its folded constants for.
+_REMEMBERED = 8
+
+
+class ConvEinsum(nn.Module):
+    """A layer that evaluates an expression: one operand is its input, the others are its weights.
+
+    Outside of training, where no gradient goes to the weights, what depends on the weights alone is computed once for
+    each shape of the input and kept, as much of it as makes the layer faster. It is forgotten when the layer trains or
+    moves again and when a weight changes; what is written through `weight.data` in between is not seen.
+
+    Args:
+        expression: as for `conv_einsum`, `"...shw,rt,rs,rh,rw->...thw|hw"`.
+        sizes: the size of every mode that a weight has; of a convolved mode, that of the filters.
+        names: names of the weights, in order; by default w1, w2, ...
+        bias: the modes of the output that a bias has, as they are written there: "t", or "(g t)" for a composed one.
+        input: the position of the input among the operands. It is the signal of the convolved modes it has.
+        init: the variance that the dense weight of the expression gets: "kaiming" is 2 / fan_in (before a ReLU),
+            "lecun" 1 / fan_in, "torch" 1 / (3 fan_in) as nn.Conv2d and nn.Linear draw theirs, a number is the gain,
+            whose square stands over fan_in; None draws nothing. The draw is scaled to it exactly. A bias is drawn as
+            that of torch's layers.
+        device, dtype: of the weights.
+        **options: those of `conv_einsum`: stride, padding, ..., optimize, memory_limit, checkpoint.
+
+    Attributes:
+        expression: the canonical text, every option of the convolutions included.
+
+    Raises:
+        ConveinError: whatever does not fit, with the place in the expression.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        expression: str,
+        sizes: Mapping[str, int],
+        *,
+        names: Sequence[str] | None = None,
+        bias: str | None = None,
+        input: int = 0,
+        init: Init | None = "kaiming",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        dialect: Dialect | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._parts: Parts = take_apart(expression, sizes, names, input, options, dialect)
+        self.init = init
+        self._folded: dict[object, tuple[tuple[tuple[Tensor, int], ...], Expression]] = {}
+        for name, shape in zip(self._parts.names, self._parts.shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        # Where the bias stands among the dimensions of the output.
+        self._bias_view: tuple[int, ...] = ()
+        self.register_parameter("bias", None)
+        if bias is not None:
+            shape, self._bias_view = bias_parts(self._parts, bias)
+            self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if init is not None:
+            self.reset_parameters()
+
+    @property
+    def expression(self) -> str:
+        """The canonical text."""
+        return self._parts.shown
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The weights, in the order of the operands."""
+        return tuple(getattr(self, name) for name in self._parts.names)
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, and the bias."""
+        draw(self._parts, self.weights, standard_deviation(self._parts, self.init or "kaiming"))
+        if self.bias is not None:
+            bound = self._parts.fan_in**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _adjusted(self, output_padding: Sequence[int]) -> str:
+        """The called text with another output padding of each convolved mode."""
+        pieces = zip(self._parts.called.convolved, output_padding, strict=True)
+        changed = [replace(piece, options=replace(piece.options, output_padding=extra)) for piece, extra in pieces]
+        return str(replace(self._parts.called, convolved=tuple(changed)))
+
+    def dense_weight(self) -> Tensor:
+        """The tensor that all weights make together, differentiably.
+
+        Its dimensions are those that the weights share with the output, then those that they share with the input only,
+        then the convolved modes: `F.conv2d(x, layer.dense_weight())` for the layers of a convolution. Several filters
+        along one mode are one filter, as long as they reach together.
+        """
+        value: Tensor = conv_einsum(self._parts.dense, *self.weights, sizes=self._parts.given.get("sizes"))
+        return value
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The expression's value, and the bias.
+
+        Args:
+            input: the operand that the expression has at the input's place.
+        """
+        return self._biased(self._value(input, self._parts.text))
+
+    def _biased(self, result: Tensor) -> Tensor:
+        if self.bias is None:
+            return result
+        bias = self.bias.view(self._bias_view).to(result.dtype)
+        # The value is new and nobody else's: there is no need for another tensor as large.
+        return result.add_(bias) if is_untraced() else result + bias
+
+    def _value(self, input: Tensor, text: str) -> Tensor:
+        weights = self.weights
+        if self._may_fold(input, weights):
+            return self._folded_value(input, weights, text)
+        place = self._parts.input
+        value: Tensor = conv_einsum(text, *weights[:place], input, *weights[place:], **self._parts.given)
+        return value
+
+    def _may_fold(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+        """Whether nothing here needs the weights themselves: no gradient, no graph, no change in sight."""
+        return (
+            not self.training
+            and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+            and is_untraced()
+            and not torch.is_autocast_enabled(input.device.type)
+            and not any(weight.is_inference() or weight.is_meta for weight in weights)
+        )
+
+    def _folded_value(self, input: Tensor, weights: Sequence[Tensor], text: str) -> Tensor:
+        layout = input.is_contiguous() or input.stride()
+        key = (text, input.shape, layout, input.dtype, input.device, input.requires_grad and torch.is_grad_enabled())
+        state = tuple((weight, weight._version) for weight in weights)
+        found = self._folded.get(key)
+        if found is None or not all(a is b and m == n for (a, m), (b, n) in zip(found[0], state, strict=True)):
+            if len(self._folded) >= _REMEMBERED:
+                self._folded.clear()
+            found = self._folded[key] = state, self._fold(input, weights, text)
+        value: Tensor = found[1](input)
+        return value
+
+    def _fold(self, input: Tensor, weights: Sequence[Tensor], text: str) -> Expression:
+        place = self._parts.input
+        fixed = [weight.detach() for weight in weights]
+        numbers = [number for number in range(len(fixed) + 1) if number != place]
+        return compile(text, *fixed[:place], input, *fixed[place:], constants=numbers, **self._parts.given)
+
+    def train(self, mode: bool = True) -> Self:
+        """Also forgets what was folded."""
+        self._folded.clear()
+        return super().train(mode)
+
+    def _apply(self, *given: Any, **named: Any) -> Self:
+        self._folded.clear()
+        super()._apply(*given, **named)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is folded belongs to this object's own weights: copies and pickles fold again."""
+        return {**self.__dict__, "_folded": {}}
+
+    def extra_repr(self) -> str:
+        """The expression and the sizes of the modes."""
+        sizes = ", ".join(f"{mode}={size}" for mode, size in self._parts.sizes.items())
+        return f"{self.expression!r}, {sizes}, bias={self.bias is not None}"
