@@ -57,7 +57,7 @@ class Factorised(ConvEinsum):
         return self.factorisation.count(self.ranks) / self.dense.parameters
 
     def dense_weight(self) -> Tensor:
-        """The weight of torch's layer, differentiably: (out, in / groups, ...), or (in, out / groups, ...) transposed."""
+        """The weight of torch's layer, differentiably: (out, in / groups, ...); transposed (in, out / groups, ...)."""
         weight, value = self.dense, super().dense_weight()
         if not weight.transposed:
             return value.reshape(weight.shape)

@@ -71,7 +71,8 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
     if not isinstance(rank, float) or not 0 < rank <= 1e6:  # NaN is none, too
         raise OptionError(
             f"rank={rank!r}",
-            hint='a rank is a number for all bonds (8), a tuple with one for each, a fraction of the dense parameters (0.1), or "same"',
+            hint="a rank is a number for all bonds (8), a tuple with one for each, a fraction of the dense parameters "
+            '(0.1), or "same"',
         )
     return sizes(_bisect(lambda number: made.count(sizes(number)) <= rank * weight.parameters, max(caps.values())))
 
