@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convein.dialect import Dialect
 from convein.execution.ops import is_untraced
 from convein.expression import Expression
+from convein.layers.bias import biased
 from convein.layers.initial import Init, draw, standard_deviation
 from convein.layers.parts import Parts, bias_parts, take_apart
 from convein.pipeline import compile, conv_einsum  # noqa: A004
@@ -122,9 +123,7 @@ class ConvEinsum(nn.Module):
     def _biased(self, result: Tensor) -> Tensor:
         if self.bias is None:
             return result
-        bias = self.bias.view(self._bias_view).to(result.dtype)
-        # The value is new and nobody else's: there is no need for another tensor as large.
-        return result.add_(bias) if is_untraced() else result + bias
+        return biased(result, self.bias.view(self._bias_view))
 
     def _value(self, input: Tensor, text: str) -> Tensor:
         weights = self.weights

@@ -74,7 +74,7 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
             hint="a rank is a number for all bonds (8), a tuple with one for each, a fraction of the dense parameters "
             '(0.1), or "same"',
         )
-    return sizes(_bisect(lambda number: made.count(sizes(number)) <= rank * weight.parameters, max(caps.values())))
+    return sizes(bisect(lambda number: made.count(sizes(number)) <= rank * weight.parameters, max(caps.values())))
 
 
 def largest(made: Factorisation) -> dict[str, int]:
@@ -128,7 +128,7 @@ def _capper(made: Factorisation, caps: Mapping[str, int], step: int) -> Callable
     return lambda number: {bond: size(bond, number) for bond in made.bonds}
 
 
-def _bisect(fits: Callable[[int], bool], most: int) -> int:
+def bisect(fits: Callable[[int], bool], most: int) -> int:
     """The largest number up to `most` that fits; 1 if none does."""
     low, high = 1, most
     while low < high:
