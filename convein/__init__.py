@@ -4,7 +4,7 @@ One string says what is multiplied, summed and convolved; `conv_einsum` returns 
 order.
 """
 
-from convein import dialects
+from convein import dialects, distill
 from convein.cache import cache_clear, cache_info
 from convein.calibration import calibrate
 from convein.dialect import Dialect
@@ -43,5 +43,6 @@ __all__ = [
     "contract_path",
     "conv_einsum",
     "dialects",
+    "distill",
     "parse",
 ]
