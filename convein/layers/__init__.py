@@ -2,8 +2,10 @@
 
 from convein.layers.base import ConvEinsum
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from convein.layers.embedding import Embedding
 from convein.layers.forms import FORMS
 from convein.layers.linear import Linear
+from convein.layers.pretrained import from_conv, from_linear, to_torch
 
 __all__ = [
     "FORMS",
@@ -14,5 +16,9 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Embedding",
     "Linear",
+    "from_conv",
+    "from_linear",
+    "to_torch",
 ]

@@ -1,0 +1,121 @@
+"""What every decomposition starts from and ends with: the dense tensor in double precision, seeds, norms, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+import torch
+
+from convein.errors import OperandError, OptionError
+
+# A loop that multiplies more often than this takes longer than a few seconds, and says how far it is.
+LONG_WORK = 1e11
+
+
+def prepared(dense: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64 (complex128) on the CPU, without its history.
+
+    Raises:
+        OperandError: it is not a floating point tensor with at least one axis, is empty, or holds nan or inf.
+    """
+    if not isinstance(dense, torch.Tensor) or not (dense.is_floating_point() or dense.is_complex()):
+        given = dense.dtype if isinstance(dense, torch.Tensor) else type(dense).__name__
+        raise OperandError(f"a tensor to factorise must have a floating point or complex dtype, not {given}")
+    if not dense.ndim or not dense.numel():
+        raise OperandError(f"a tensor to factorise must have axes and entries, not the shape {tuple(dense.shape)}")
+    exact = dense.detach().to("cpu", torch.complex128 if dense.is_complex() else torch.float64)
+    if not exact.isfinite().all():
+        raise OperandError("a tensor to factorise must be finite, and this one holds nan or inf")
+    return exact
+
+
+def check_ranks(ranks: Sequence[int | None], count: int, what: str) -> None:
+    """Checks that there are as many ranks as there should be, each an integer from 1.
+
+    Raises:
+        OptionError: there are more or fewer, or one is not such a number.
+    """
+    if len(ranks) != count:
+        raise OptionError(f"{what} needs {count} ranks, not {len(ranks)}: {list(ranks)}")
+    for rank in ranks:
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+            raise OptionError(f"a rank of {what} must be an integer from 1, not {rank!r}")
+
+
+def relative_error(dense: torch.Tensor, rebuilt: torch.Tensor) -> float:
+    """Frobenius norm of the difference over that of `dense`; of a zero tensor 0 if `rebuilt` is zero too, else inf."""
+    dense, rebuilt = prepared(dense), prepared(rebuilt)
+    norm, missed = float(torch.linalg.vector_norm(dense)), float(torch.linalg.vector_norm(dense - rebuilt))
+    return missed / norm if norm else float("inf") if missed else 0.0
+
+
+def svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first `rank` singular triples, without those that are rounding (at least one): U, S, V^H."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rounding = torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
+    kept = min(rank, max(int((values > rounding).sum()), 1))
+    return left[:, :kept], values[:kept], right[:kept]
+
+
+def leading(dense: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
+    """Orthonormal `[size, rank]`: the first left singular vectors of the unfolding along an axis, rank <= size."""
+    matrix = dense.movedim(axis, 0).flatten(1) if dense.ndim > 1 else dense[:, None]
+    if matrix.shape[1] > matrix.shape[0]:
+        matrix = torch.linalg.qr(matrix.mH, mode="r").R.mH  # the same left vectors, of a square matrix
+    left, _, _ = torch.linalg.svd(matrix, full_matrices=True)
+    return left[:, :rank]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A source of random numbers of its own: the global one is the user's."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def drawn(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers of variance 1."""
+    return torch.randn(tuple(shape), dtype=like.dtype, device="cpu", generator=generator)
+
+
+def padded(factor: torch.Tensor, axis: int, size: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """The factor with more slices along an axis: zeros, or with a generator noise as large as its entries.
+
+    A bond that is wider than needed has noise on one side and zeros on the other: the product is the same tensor, and
+    the zeros have a gradient. With zeros on both sides neither side would ever have one.
+    """
+    shape = list(factor.shape)
+    shape[axis] = size - shape[axis]
+    if not shape[axis]:
+        return factor
+    if generator is None:
+        return torch.cat([factor, factor.new_zeros(shape)], axis)
+    scale = torch.linalg.vector_norm(factor) / factor.numel() ** 0.5
+    return torch.cat([factor, scale * drawn(shape, factor, generator)], axis)
+
+
+def levelled(factors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same product with factors of one norm, so that training moves all of them alike."""
+    norms = [float(torch.linalg.vector_norm(factor)) for factor in factors]
+    if not all(norms):
+        return list(factors)
+    mean = prod(norm ** (1 / len(norms)) for norm in norms)
+    return [factor * (mean / norm) for factor, norm in zip(factors, norms)]
+
+
+def vanishing(shapes: Iterable[Sequence[int]], like: torch.Tensor) -> list[torch.Tensor]:
+    """Factors of the zero tensor that can be trained: the last is zero, and no other."""
+    *first, last = shapes
+    generator = seeded(0)
+    return [*(drawn(shape, like, generator) for shape in first), like.new_zeros(tuple(last))]
+
+
+def steps(count: int, work: float, what: str) -> Iterable[int]:
+    """`range(count)`, with a progress bar where so many steps of `work` multiplications each take their time."""
+    if count * work < LONG_WORK:
+        return range(count)
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return range(count)
+    bar: Iterable[int] = tqdm(range(count), desc=what, leave=False)
+    return bar
