@@ -21,7 +21,7 @@ def biased(result: Tensor, bias: Tensor) -> Tensor:
         bias: of a shape that broadcasts to it, and any dtype.
     """
     if is_untraced() and result.dtype == bias.dtype:
-        value: Tensor = _Biased.apply(result, bias)
+        value: Tensor = _Biased.apply(result, bias)  # type: ignore[no-untyped-call]
         return value
     return result + bias.to(result.dtype)
 
