@@ -386,6 +386,26 @@ def test_a_run_goes_on_with_the_very_objects_that_an_error_left(tmp_path: Path) 
     assert_same(student, expected)
 
 
+def test_a_model_that_draws_in_eval_mode_too_goes_on(tmp_path: Path) -> None:
+    """Blocks are checked at the start of each process: that run of the models must draw nothing."""
+
+    def run(batches: Any, **options: Any) -> Net:
+        student, teacher = models()
+        teacher.register_forward_pre_hook(lambda _, args: F.dropout(args[0], training=True))
+        quiet(student, teacher, batches, blocks=BLOCKS, epochs=2, **options)
+        return student
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    expected = run(Stopping())
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    with pytest.raises(StoppedError):
+        run(Stopping(2, stop), checkpoint=tmp_path / "a")
+    random.seed(1)
+    assert_same(run(Stopping(), checkpoint=tmp_path / "a"), expected)
+
+
 def test_a_shuffling_loader_goes_on_with_its_order(tmp_path: Path) -> None:
     dataset = TensorDataset(torch.cat(data(6)), torch.arange(25))
 
@@ -461,6 +481,8 @@ def test_a_checkpoint_is_data_only(tmp_path: Path) -> None:
 
 OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "lr": ({"lr": 0.5}, "its lr is 0.01, and this run's is 0.5"),
+    "decay": ({"decay": 2}, "its decay is 10.0, and this run's is 2"),
+    "every": ({"every": 3}, "its every is 2, and this run's is 3"),
     "epochs": ({"epochs": 4}, "its epochs is 3, and this run's is 4"),
     "blocks": ({"blocks": ["stem"]}, "its blocks is ['stem', 'body', 'pool', 'head'], and this run's is ['stem']"),
 }
