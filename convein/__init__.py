@@ -20,6 +20,7 @@ from convein.errors import (
 from convein.expression import Expression
 from convein.pipeline import compile, contract_path, conv_einsum  # noqa: A004
 from convein.syntax import parse
+from convein.tensorizing import densify, tensorize
 
 contract_expression = compile
 
@@ -42,7 +43,9 @@ __all__ = [
     "contract_expression",
     "contract_path",
     "conv_einsum",
+    "densify",
     "dialects",
     "distill",
     "parse",
+    "tensorize",
 ]

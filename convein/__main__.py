@@ -16,6 +16,7 @@ import convein
 from convein.drawing import draw_both
 from convein.errors import ConveinError, OptionError, ShapeError
 from convein.options import OPTION_NAMES, as_integer, shown
+from convein.tensorizing import command
 
 _DESCRIPTION = """\
 Prints in which order an expression would be evaluated, and what each step costs; nothing is computed.
@@ -29,6 +30,7 @@ examples:
   python -m convein "bshw,tshw->bthw|hw" 8,16,32,32 24,16,3,3 --stride 2 --padding "h=(0,1),w=valid" --grad=1
   python -m convein "bshw,tshw->bthw|h[stride=2],w[flip]" 8,16,32,32 24,16,3,3 --svg layer.svg
   python -m convein "b(g s)h,(g t)sh->b(g t)h|h" 8,16,32 24,4,3 --sizes g=4 --source
+another command factorises the layers of a model: python -m convein tensorize --help
 """
 _VALUES = {
     "stride": "2 or h=2,w=1",
@@ -52,15 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows the program's name; by default those of this process.
     """
-    given = [f"{word}=true" if word in _ALONE else word for word in (sys.argv[1:] if arguments is None else arguments)]
-    parsed = _parser().parse_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = None
+    if words[:1] != ["tensorize"]:
+        parsed = _parser().parse_args([f"{word}=true" if word in _ALONE else word for word in words])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            report = _report(parsed)
+            report = _report(parsed) if parsed else command.report(words[1:])
         except (ConveinError, OSError) as error:
             print(error, file=sys.stderr)
-            if _unquoted(parsed):
+            if parsed and _unquoted(parsed):
                 print(f"\n{_QUOTE}", file=sys.stderr)
             return 2
     for message in dict.fromkeys(str(warning.message) for warning in caught):

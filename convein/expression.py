@@ -71,6 +71,15 @@ class Expression:
         return self.program.source
 
     @property
+    def price(self) -> float:
+        """Microseconds that a call is expected to take, with its backward pass where gradients are needed.
+
+        It is the time model's, for the calls of torch alone; what was computed of constants is not part of it. With
+        loops, which a memory limit brings, it is that of one chunk.
+        """
+        return self._rest.price
+
+    @property
     def saved_bytes(self) -> int:
         """Bytes that a call keeps for the backward pass, operands and constants excluded.
 

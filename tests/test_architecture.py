@@ -40,7 +40,19 @@ CALLS = (
     "drafting",
     "pipeline",
 )
-ROOMS = ("errors", "options", *LANGUAGE, *NETWORK, *STAGES, "drawing", *CALLS, "layers", "distill", "__main__")
+ROOMS = (
+    "errors",
+    "options",
+    *LANGUAGE,
+    *NETWORK,
+    *STAGES,
+    "drawing",
+    *CALLS,
+    "layers",
+    "tensorizing",
+    "distill",
+    "__main__",
+)
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 LONGEST_FILE = 350
 

@@ -85,6 +85,11 @@ class ConvEinsum(nn.Module):
         return self._parts.shown
 
     @property
+    def planning(self) -> Mapping[str, Any]:
+        """The options of its calls that are not the expression's."""
+        return self._parts.given
+
+    @property
     def weights(self) -> tuple[Tensor, ...]:
         """The weights, in the order of the operands."""
         return tuple(getattr(self, name) for name in self._parts.names)
@@ -155,11 +160,25 @@ class ConvEinsum(nn.Module):
         value: Tensor = found[1](input)
         return value
 
-    def _fold(self, input: Tensor, weights: Sequence[Tensor], text: str) -> Expression:
+    def _fold(self, input: Tensor | Sequence[int], weights: Sequence[Tensor], text: str, **given: Any) -> Expression:
         place = self._parts.input
         fixed = [weight.detach() for weight in weights]
         numbers = [number for number in range(len(fixed) + 1) if number != place]
-        return compile(text, *fixed[:place], input, *fixed[place:], constants=numbers, **self._parts.given)
+        return compile(text, *fixed[:place], input, *fixed[place:], constants=numbers, **given, **self._parts.given)
+
+    def compiled(self, shape: Sequence[int], *, grad: bool) -> Expression:
+        """The expression for inputs of one shape, as it is evaluated: `print` it, ask it for its price and bytes.
+
+        Args:
+            shape: of the input.
+            grad: whether the input and the weights need gradients; if not, the weights are constants.
+        """
+        if not grad:
+            return self._fold(tuple(shape), self.weights, self._parts.text, grad=False)
+        place, weights = self._parts.input, self.weights
+        return compile(
+            self._parts.text, *weights[:place], tuple(shape), *weights[place:], grad=True, **self._parts.given
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Also forgets what was folded."""

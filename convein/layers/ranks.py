@@ -8,8 +8,6 @@ from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
-import networkx
-
 from convein.errors import OptionError
 from convein.options import as_integer
 
@@ -83,6 +81,8 @@ def largest(made: Factorisation) -> dict[str, int]:
     A bond that parts the factors in two needs no more than the smaller side has entries; one that all of them share, as
     in a CP form, no more than all entries but those of the largest factor.
     """
+    import networkx
+
     outer = [prod(made.sizes[mode] for axis in node for mode in axis) for node in made.nodes]
     if made.kind == "cp":
         return {bond: prod(outer) // max(outer) for bond in made.bonds}
