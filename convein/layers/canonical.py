@@ -20,6 +20,7 @@ MOST_GROWTH = 2.0
 STARTS = 3
 SCREENING_SWEEPS = 50
 SWEEPS = 400
+LEAP_EVERY = 3
 SLOWEST = 1e-6  # a sweep that lowers the squared error by a smaller part is the last
 
 
@@ -114,18 +115,26 @@ def _weight(factors: list[torch.Tensor]) -> float:
 
 
 def _minimised(core: torch.Tensor, factors: list[torch.Tensor], ridge: float, most: int) -> list[torch.Tensor]:
-    """The factors after sweeps that lower `|core - product|^2 + ridge * sum |factor|^2`."""
-    before = float("inf")
-    for _ in steps(most, 3 * core.numel() * factors[0].shape[1], "convein fits CP"):
-        factors, loss = _swept(core, factors, ridge)
+    """The factors after sweeps that lower `|core - product|^2 + ridge * sum |factor|^2`.
+
+    Between sweeps they leap ahead in the direction of the last one, where that lowers it further (Harshman, UCLA
+    Working Papers in Phonetics 16, 1970): plain sweeps can take thousands where products are nearly parallel.
+    """
+    before, leap = float("inf"), 1.0
+    for sweep in steps(most, 4 * core.numel() * factors[0].shape[1], "convein fits CP"):
+        last, (factors, loss) = factors, _swept(core, factors, ridge)
         if before - loss <= SLOWEST * loss:
             break
+        if sweep % LEAP_EVERY == LEAP_EVERY - 1:
+            ahead = [new + leap * (new - old) for old, new in zip(last, factors)]
+            gained = _missed(core, ahead) ** 2 + ridge * _weight(ahead) < loss
+            factors, leap = (ahead, 2 * leap) if gained else (factors, max(leap / 2, 1.0))
         before = loss
     return factors
 
 
 def _swept(core: torch.Tensor, factors: list[torch.Tensor], ridge: float) -> tuple[list[torch.Tensor], float]:
-    """Every factor solved for once while the others are held, and the squared error with the penalty of the last."""
+    """Every factor solved for once while the others are held, and the penalised squared error."""
     factors, last, product = list(factors), core.ndim - 1, core.ndim
     grams = [factor.mT @ factor.conj() for factor in factors]
     penalty = ridge * torch.eye(grams[0].shape[0], dtype=core.dtype, device="cpu")
@@ -142,5 +151,5 @@ def _swept(core: torch.Tensor, factors: list[torch.Tensor], ridge: float) -> tup
         gram = torch.stack([grams[k] for k in range(core.ndim) if k != axis]).prod(0) + penalty
         factors[axis] = torch.linalg.solve(gram.mT, inner.mT).mT
         grams[axis] = factors[axis].mT @ factors[axis].conj()
-    loss = 1 - float((inner * factors[last].conj()).sum().real)
-    return _spread(factors), loss
+    missed = 1 - float((inner * factors[last].conj()).sum().real)  # with the last factor's part of the penalty
+    return _spread(factors), missed + ridge * _weight(factors[:last])

@@ -32,24 +32,24 @@ def tucker(dense: torch.Tensor, ranks: Sequence[int | None]) -> tuple[torch.Tens
         ranks: the size of the core along each axis; None keeps the axis as it is, without a factor.
 
     Returns:
-        The core, and `[size, rank]` for each axis with a rank, in their order. Columns are orthonormal; those beyond the
-        size are noise, and the core is zero there. Float64 or complex128 on the CPU.
+        The core, and `[size, rank]` for each axis with a rank, in their order. Columns are orthonormal; those beyond
+        the size are noise, and the core is zero there. Float64 or complex128 on the CPU.
 
     Raises:
         OperandError: the tensor is empty, not finite or of integers.
         OptionError: the ranks are not one integer from 1, or None, for each axis.
     """
     dense = prepared(dense)
-    check_ranks(ranks, dense.ndim, "tucker")
+    check_ranks(ranks, dense.ndim, "tucker", optional=True)
     return _widened(*_iterated(dense, _possible(dense, ranks)), ranks)
 
 
 def blocks(dense: torch.Tensor, count: int, ranks: Sequence[int | None]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Cores and factors of a sum of Tucker terms (block-term): `einsum("nxyc,nax,nby->abc")`.
 
-    Each term in turn is fitted to what the others leave (De Lathauwer and Nion, "Decompositions of a higher-order tensor
-    in block terms, part III", SIAM J. Matrix Anal. Appl. 30(3), 2008); first come deflations, and no step raises the
-    error.
+    Each term in turn is fitted to what the others leave (De Lathauwer and Nion, "Decompositions of a higher-order
+    tensor in block terms, part III", SIAM J. Matrix Anal. Appl. 30(3), 2008); first come deflations, and no step raises
+    the error.
 
     Args:
         dense: any shape, floating point or complex, on any device.
@@ -64,7 +64,7 @@ def blocks(dense: torch.Tensor, count: int, ranks: Sequence[int | None]) -> tupl
         OptionError: the count is not an integer from 1, or the ranks are not one such, or None, for each axis.
     """
     dense = prepared(dense)
-    check_ranks(ranks, dense.ndim, "blocks")
+    check_ranks(ranks, dense.ndim, "blocks", optional=True)
     check_ranks([count], 1, "the count of blocks")
     possible = _possible(dense, ranks)
     rest, terms = dense, []

@@ -30,8 +30,8 @@ def prepared(dense: torch.Tensor) -> torch.Tensor:
     return exact
 
 
-def check_ranks(ranks: Sequence[int | None], count: int, what: str) -> None:
-    """Checks that there are as many ranks as there should be, each an integer from 1.
+def check_ranks(ranks: Sequence[int | None], count: int, what: str, *, optional: bool = False) -> None:
+    """Checks that there are as many ranks as there should be, each an integer from 1; None only where it is `optional`.
 
     Raises:
         OptionError: there are more or fewer, or one is not such a number.
@@ -39,7 +39,9 @@ def check_ranks(ranks: Sequence[int | None], count: int, what: str) -> None:
     if len(ranks) != count:
         raise OptionError(f"{what} needs {count} ranks, not {len(ranks)}: {list(ranks)}")
     for rank in ranks:
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        if rank is None and optional:
+            continue
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise OptionError(f"a rank of {what} must be an integer from 1, not {rank!r}")
 
 
@@ -63,7 +65,7 @@ def leading(dense: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
     matrix = dense.movedim(axis, 0).flatten(1) if dense.ndim > 1 else dense[:, None]
     if matrix.shape[1] > matrix.shape[0]:
         matrix = torch.linalg.qr(matrix.mH, mode="r").R.mH  # the same left vectors, of a square matrix
-    left, _, _ = torch.linalg.svd(matrix, full_matrices=True)
+    left: torch.Tensor = torch.linalg.svd(matrix, full_matrices=True)[0]
     return left[:, :rank]
 
 
@@ -113,9 +115,7 @@ def steps(count: int, work: float, what: str) -> Iterable[int]:
     """`range(count)`, with a progress bar where so many steps of `work` multiplications each take their time."""
     if count * work < LONG_WORK:
         return range(count)
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return range(count)
+    from tqdm import tqdm
+
     bar: Iterable[int] = tqdm(range(count), desc=what, leave=False)
     return bar

@@ -69,8 +69,8 @@ def ring(dense: torch.Tensor, ranks: Sequence[int]) -> list[torch.Tensor]:
         ranks: the size of the bond behind each axis; the last closes the ring.
 
     Returns:
-        `[rank before, size, rank behind]` for each axis, of one norm; float64 or complex128 on the CPU. Their error is at
-        most that of a tensor train of the same ranks.
+        `[rank before, size, rank behind]` for each axis, of one norm; float64 or complex128 on the CPU. Their error is
+        at most that of a tensor train of the same ranks.
 
     Raises:
         OperandError: the tensor is empty, not finite or of integers.
