@@ -67,5 +67,6 @@ def fastest(site: Site, asked: Setting, inputs: Sequence[Sample], dense: float, 
     if best is None:
         return f"no form has as few as {fraction:g} of its parameters"
     if best[0] > MARGIN * dense:
-        return f"would be slower: {best[0]:,.0f} us at best ({best[1].form}), {dense:,.0f} us dense"
+        what = "be slower" if best[0] > dense else "hardly be faster"
+        return f"would {what}: {best[0]:,.0f} us at best ({best[1].form}), {dense:,.0f} us dense"
     return best[1]
