@@ -183,7 +183,7 @@ def test_products_that_cancel_do_not_grow() -> None:
     factors = cp(dense, 2)
     assert relative_error(dense, of_cp(factors)) < 0.05
     norms = torch.stack([torch.linalg.vector_norm(factor, dim=1) for factor in factors])
-    assert float(norms.max()) < 6  # a product of norm 216, of a tensor of norm 1.7
+    assert float(norms.max()) < 2  # products of norm 8, of a tensor of norm 1.7
     assert torch.allclose(norms, norms[0])
 
 
@@ -215,18 +215,21 @@ def live(factors: list[Tensor], rebuild: Callable[[list[Tensor]], Tensor]) -> No
         gradients = torch.autograd.grad((rebuild(leaves) * weights).sum(), leaves)
         leaves = [(leaf - 0.1 * gradient).detach().requires_grad_() for leaf, gradient in zip(leaves, gradients)]
     moved = torch.autograd.grad((rebuild(leaves) * weights).sum(), leaves)
-    assert all(bool((gradient != 0).all()) for gradient in moved)
+    assert all(bool((gradient.abs() > 1e-6).all()) for gradient in moved)
 
 
 @pytest.mark.parametrize("dense", [drawn((3, 4, 2)), torch.zeros(3, 4, 2), torch.ones(3, 1, 2)])
 def test_padded_ranks_and_zero_tensors_can_be_trained(dense: Tensor) -> None:
-    live(cp(dense, 9), of_cp)
-    live(chain(dense, [5, 4]), of_chain)
-    live(ring(dense, [5, 4, 2]), of_ring)
     ranks: list[int | None] = [5, None, 3]
     core, factors = tucker(dense, ranks)
-    live([core, *factors], lambda leaves: of_tucker(leaves[0], leaves[1:], ranks))
-    assert relative_error(dense, of_cp(cp(dense, 9))) < 1e-13
+    for found, rebuild in (
+        (cp(dense, 9), of_cp),
+        (chain(dense, [5, 4]), of_chain),
+        (ring(dense, [5, 4, 2]), of_ring),
+        ([core, *factors], lambda leaves: of_tucker(leaves[0], leaves[1:], ranks)),
+    ):
+        assert relative_error(dense, rebuild(found)) < 1e-13
+        live(found, rebuild)
 
 
 def test_any_dtype_is_computed_in_double_precision() -> None:

@@ -16,7 +16,7 @@ from convein.layers.dense import check_ranks, drawn, leading, padded, prepared, 
 # It is relative to a tensor of norm 1.
 RIDGE = 1e-5
 RELEASED = (1e-8, 1e-11)
-MOST_GROWTH = 2.0
+MOST_GROWTH = 1.25
 STARTS = 3
 SCREENING_SWEEPS = 50
 SWEEPS = 400
