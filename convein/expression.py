@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ class Expression:
         """Every stage, from the text to the program."""
         info = path_info(self.plan)
         return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), self.source])
+
+    def sharing(self, others: Iterable[Expression]) -> Expression:
+        """The same expression, with constants folded by the others in place of its own where those are equal."""
+        known = [folded for other in others for folded in other._folded]
+        folded = tuple(next((one for one in known if _is_same(one, mine)), mine) for mine in self._folded)
+        return self if all(map(operator.is_, folded, self._folded)) else replace(self, _folded=folded)
 
     def draw(self, path: str | Path | None = None) -> Svg:
         """The tensor diagram and the contraction tree, as SVG text that a notebook shows as the picture.
@@ -220,3 +227,9 @@ class Expression:
     @property
     def _is_inexact(self) -> bool:
         return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether one tensor can stand for another."""
+    kinds = [(x.shape, x.stride(), x.dtype, x.device) for x in (one, other)]
+    return kinds[0] == kinds[1] and torch.equal(one, other)

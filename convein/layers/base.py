@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from convein.dialect import Dialect
-from convein.execution.ops import is_untraced
+from convein.errors import OptionError
 from convein.expression import Expression
 from convein.layers.bias import biased
+from convein.layers.folding import Folds, are_learning, may_fold
 from convein.layers.initial import Init, draw, standard_deviation
 from convein.layers.parts import Parts, bias_parts, take_apart
 from convein.pipeline import compile, conv_einsum  # noqa: A004
-
-# How many shapes of the input a layer remembers its folded constants for.
-_REMEMBERED = 8
+from convein.request import freeze
 
 
 class ConvEinsum(nn.Module):
     """A layer that evaluates an expression: one operand is its input, the others are its weights.
 
     Outside of training, where no gradient goes to the weights, what depends on the weights alone is computed once for
-    each shape of the input and kept, as much of it as makes the layer faster. It is forgotten when the layer trains or
-    moves again and when a weight changes; what is written through `weight.data` in between is not seen.
+    each shape of the input, when it comes for the second time, and kept, as much of it as makes the layer faster. It is
+    forgotten when the layer trains or moves again and when a weight changes. Only what is written past autograd is not
+    seen: after `weight.data.copy_(...)` call `layer.eval()`.
 
     Args:
         expression: as for `conv_einsum`, `"...shw,rt,rs,rh,rw->...thw|hw"`.
@@ -67,11 +66,15 @@ class ConvEinsum(nn.Module):
         super().__init__()
         self._parts: Parts = take_apart(expression, sizes, names, input, options, dialect)
         self.init = init
-        self._folded: dict[object, tuple[tuple[tuple[Tensor, int], ...], Expression]] = {}
-        for name, shape in zip(self._parts.names, self._parts.shapes, strict=True):
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self._folds = Folds()
         # Where the bias stands among the dimensions of the output.
         self._bias_view: tuple[int, ...] = ()
+        if taken := {"bias", *dir(self)}.intersection(self._parts.names):
+            raise OptionError(f"names={names!r}", hint=f"{min(taken)} is something else of every layer")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
+            raise OptionError(f"dtype={dtype!r}", hint="weights are floating point or complex: dtype=torch.float32")
+        for name, shape in zip(self._parts.names, self._parts.shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_parameter("bias", None)
         if bias is not None:
             shape, self._bias_view = bias_parts(self._parts, bias)
@@ -96,23 +99,17 @@ class ConvEinsum(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all weights anew, and the bias."""
-        draw(self._parts, self.weights, standard_deviation(self._parts, self.init or "kaiming"))
+        draw(self._parts, self.weights, standard_deviation(self._parts, "kaiming" if self.init is None else self.init))
         if self.bias is not None:
             bound = self._parts.fan_in**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
-
-    def _adjusted(self, output_padding: Sequence[int]) -> str:
-        """The called text with another output padding of each convolved mode."""
-        pieces = zip(self._parts.called.convolved, output_padding, strict=True)
-        changed = [replace(piece, options=replace(piece.options, output_padding=extra)) for piece, extra in pieces]
-        return str(replace(self._parts.called, convolved=tuple(changed)))
 
     def dense_weight(self) -> Tensor:
         """The tensor that all weights make together, differentiably.
 
         Its dimensions are those that the weights share with the output, then those that they share with the input only,
         then the convolved modes: `F.conv2d(x, layer.dense_weight())` for the layers of a convolution. Several filters
-        along one mode are one filter, as long as they reach together.
+        along one mode are one filter, as long as they reach together. What a dialect adds is not among the weights.
         """
         value: Tensor = conv_einsum(self._parts.dense, *self.weights, sizes=self._parts.given.get("sizes"))
         return value
@@ -130,41 +127,27 @@ class ConvEinsum(nn.Module):
             return result
         return biased(result, self.bias.view(self._bias_view))
 
-    def _value(self, input: Tensor, text: str) -> Tensor:
-        weights = self.weights
-        if self._may_fold(input, weights):
-            return self._folded_value(input, weights, text)
-        place = self._parts.input
-        value: Tensor = conv_einsum(text, *weights[:place], input, *weights[place:], **self._parts.given)
+    def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
+        """The value of the expression, which `more` says more about than the layer's own keywords."""
+        weights, place, given = self.weights, self._parts.input, {**self._parts.given, **more}
+        if not self.training and may_fold(input, weights):
+            folded = self._folds.find(
+                (text, freeze(more)), input, weights, lambda fixed: self._fold(input, fixed, text, given)
+            )
+            if folded is not None:
+                found: Tensor = folded(input)
+                return found
+        elif not self.training and are_learning(weights):
+            self._folds.clear()
+        value: Tensor = conv_einsum(text, *weights[:place], input, *weights[place:], **given)
         return value
 
-    def _may_fold(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
-        """Whether nothing here needs the weights themselves: no gradient, no graph, no change in sight."""
-        return (
-            not self.training
-            and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
-            and is_untraced()
-            and not torch.is_autocast_enabled(input.device.type)
-            and not any(weight.is_inference() or weight.is_meta for weight in weights)
-        )
-
-    def _folded_value(self, input: Tensor, weights: Sequence[Tensor], text: str) -> Tensor:
-        layout = input.is_contiguous() or input.stride()
-        key = (text, input.shape, layout, input.dtype, input.device, input.requires_grad and torch.is_grad_enabled())
-        state = tuple((weight, weight._version) for weight in weights)
-        found = self._folded.get(key)
-        if found is None or not all(a is b and m == n for (a, m), (b, n) in zip(found[0], state, strict=True)):
-            if len(self._folded) >= _REMEMBERED:
-                self._folded.clear()
-            found = self._folded[key] = state, self._fold(input, weights, text)
-        value: Tensor = found[1](input)
-        return value
-
-    def _fold(self, input: Tensor | Sequence[int], weights: Sequence[Tensor], text: str, **given: Any) -> Expression:
+    def _fold(
+        self, input: Tensor | Sequence[int], fixed: Sequence[Tensor], text: str, given: Mapping[str, Any]
+    ) -> Expression:
         place = self._parts.input
-        fixed = [weight.detach() for weight in weights]
         numbers = [number for number in range(len(fixed) + 1) if number != place]
-        return compile(text, *fixed[:place], input, *fixed[place:], constants=numbers, **given, **self._parts.given)
+        return compile(text, *fixed[:place], input, *fixed[place:], constants=numbers, **given)
 
     def compiled(self, shape: Sequence[int], *, grad: bool) -> Expression:
         """The expression for inputs of one shape, as it is evaluated: `print` it, ask it for its price and bytes.
@@ -173,28 +156,23 @@ class ConvEinsum(nn.Module):
             shape: of the input.
             grad: whether the input and the weights need gradients; if not, the weights are constants.
         """
+        place, weights, given = self._parts.input, self.weights, {**self._parts.given, "grad": grad}
         if not grad:
-            return self._fold(tuple(shape), self.weights, self._parts.text, grad=False)
-        place, weights = self._parts.input, self.weights
-        return compile(
-            self._parts.text, *weights[:place], tuple(shape), *weights[place:], grad=True, **self._parts.given
-        )
+            return self._fold(tuple(shape), [weight.detach() for weight in weights], self._parts.text, given)
+        return compile(self._parts.text, *weights[:place], tuple(shape), *weights[place:], **given)
 
     def train(self, mode: bool = True) -> Self:
         """Also forgets what was folded."""
-        self._folded.clear()
+        self._folds.clear()
         return super().train(mode)
 
     def _apply(self, *given: Any, **named: Any) -> Self:
-        self._folded.clear()
+        self._folds.clear()
         super()._apply(*given, **named)  # type: ignore[no-untyped-call]
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is folded belongs to this object's own weights: copies and pickles fold again."""
-        return {**self.__dict__, "_folded": {}}
 
     def extra_repr(self) -> str:
         """The expression and the sizes of the modes."""
         sizes = ", ".join(f"{mode}={size}" for mode, size in self._parts.sizes.items())
-        return f"{self.expression!r}, {sizes}, bias={self.bias is not None}"
+        place = f", input={self._parts.input}" if self._parts.input else ""
+        return f"{self.expression!r}, {sizes}{place}, bias={self.bias is not None}"

@@ -20,7 +20,7 @@ def biased(result: Tensor, bias: Tensor) -> Tensor:
         result: what a layer has just computed, and needs no more.
         bias: of a shape that broadcasts to it, and any dtype.
     """
-    if is_untraced() and result.dtype == bias.dtype:
+    if is_untraced() and isinstance(result, Tensor) and result.dtype == bias.dtype:
         value: Tensor = _Biased.apply(result, bias)  # type: ignore[no-untyped-call]
         return value
     return result + bias.to(result.dtype)

@@ -12,7 +12,8 @@ from convein.errors import OptionError, ShapeError
 from convein.layers.factorised import Factorised, Rank
 from convein.layers.forms import SPATIAL, Weight
 from convein.layers.initial import Init
-from convein.options import as_integer
+from convein.layers.parts import without_output_padding
+from convein.options import as_integer, shown
 
 Size = int | tuple[int, ...]
 
@@ -21,6 +22,7 @@ class _ConvNd(Factorised):
     """Arguments of torch's convolution and of a form."""
 
     dimensions: ClassVar[int]
+    transposed: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class _ConvNd(Factorised):
         factors: int = 3,
         multiple: int | None = None,
         init: Init | None = "kaiming",
-        output_padding: Size | None = None,
+        output_padding: Size = 0,
         **options: Any,
     ) -> None:
         modes = SPATIAL[self.dimensions]
@@ -53,8 +55,7 @@ class _ConvNd(Factorised):
         self.dilation = self._each("dilation", dilation, 1)
         self.padding = padding if isinstance(padding, str) else self._each("padding", padding, 0)
         self.padding_mode = padding_mode
-        self.transposed = output_padding is not None
-        self.output_padding = self._each("output_padding", output_padding or 0, 0)
+        self.output_padding = self._each("output_padding", output_padding, 0)
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise OptionError(f"{name}={getattr(self, name)} is no multiple of groups={self.groups}")
@@ -66,8 +67,10 @@ class _ConvNd(Factorised):
         given: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in (("stride", self.stride), ("dilation", self.dilation), ("padding", sides)):
             given[name] = value if isinstance(value, str) else dict(zip(modes, value, strict=True))
+        if self.transposed or any(self.output_padding):
+            given["output_padding"] = dict(zip(modes, self.output_padding, strict=True))
         if self.transposed:
-            given |= {"transposed": True, "output_padding": dict(zip(modes, self.output_padding, strict=True))}
+            given["transposed"] = True
         weight = Weight(self.in_channels, self.out_channels, self.kernel_size, self.groups, self.transposed)
         super().__init__(
             weight, given, bias=bias, form=form, rank=rank, factors=factors, multiple=multiple, init=init,
@@ -152,6 +155,8 @@ class Conv3d(_ConvNd):
 class _ConvTransposeNd(_ConvNd):
     """Arguments in the order of torch's transposed convolution."""
 
+    transposed = True
+
     def __init__(
         self,
         in_channels: int,
@@ -172,6 +177,8 @@ class _ConvTransposeNd(_ConvNd):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype, output_padding=output_padding, **given,
         )  # fmt: skip
+        # What is called with an output padding of its own.
+        self._open_text = without_output_padding(self._parts)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution.
@@ -185,19 +192,23 @@ class _ConvTransposeNd(_ConvNd):
         """
         if output_size is None:
             return super().forward(input)
-        wanted = tuple(output_size)[-self.dimensions :]
-        sizes = input.shape[-self.dimensions :]
+        found = self._paddings(input.shape[-self.dimensions :], output_size)
+        return self._biased(self._value(input, self._open_text, output_padding=found))
+
+    def _paddings(self, sizes: Sequence[int], wanted: Sequence[int]) -> dict[str, int]:
+        """The output padding of each mode that makes an input of these sizes as large as is wanted."""
+        sides = [0] * self.dimensions if isinstance(self.padding, str) else [2 * side for side in self.padding]
         least = [
-            (n - 1) * s - (0 if isinstance(self.padding, str) else 2 * self.padding[i]) + d * (k - 1) + 1
-            for i, (n, s, d, k) in enumerate(zip(sizes, self.stride, self.dilation, self.kernel_size, strict=True))
+            n * s if self.padding == "same" else (n - 1) * s - side + d * (k - 1) + 1
+            for n, s, side, d, k in zip(sizes, self.stride, sides, self.dilation, self.kernel_size, strict=True)
         ]
-        most = [low + max(s, d) - 1 for low, s, d in zip(least, self.stride, self.dilation, strict=True)]
-        if len(wanted) != self.dimensions or not all(a <= w <= b for a, w, b in zip(least, wanted, most)):
-            raise ShapeError(
-                f"output_size={tuple(output_size)}", hint=f"from {tuple(least)} to {tuple(most)} with this input"
-            )
-        extra = tuple(w - a for w, a in zip(wanted, least))
-        return self._biased(self._value(input, self._adjusted(extra)))
+        room = [0 if self.padding == "same" else max(pair) - 1 for pair in zip(self.stride, self.dilation)]
+        numbers = [as_integer(size) for size in wanted] if isinstance(wanted, Sequence) else []
+        extra = [-1 if size is None else size - low for size, low in zip(numbers[-self.dimensions :], least)]
+        if len(extra) != self.dimensions or not all(0 <= more <= most for more, most in zip(extra, room)):
+            most = tuple(low + more for low, more in zip(least, room))
+            raise ShapeError(f"output_size={shown(wanted)}", hint=f"from {tuple(least)} to {most} with this input")
+        return dict(zip(SPATIAL[self.dimensions], extra, strict=True))
 
 
 class ConvTranspose1d(_ConvTransposeNd):

@@ -7,9 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from convein.errors import OptionError
 from convein.layers.base import ConvEinsum
 from convein.layers.forms import Factorisation, Weight, factorise
 from convein.layers.ranks import solve
+from convein.options import OPTION_NAMES, shown
+
+# What a layer of torch's kind decides itself.
+_FIXED = {*OPTION_NAMES, "sizes", "convolved", "dialect", "input"}
 
 Rank = int | float | str | tuple[int, ...]
 
@@ -36,6 +41,12 @@ class Factorised(ConvEinsum):
         multiple: int | None,
         **given: Any,
     ) -> None:
+        for name, value in given.items():
+            if name in _FIXED:
+                raise OptionError(
+                    f"{name}={shown(value)}: {type(self).__name__} has no such option",
+                    hint="besides torch's arguments it takes those that say how it is planned; ConvEinsum takes all",
+                )
         self.form = form
         self.factors = factors
         self.dense = weight

@@ -42,18 +42,18 @@ def draw(parts: Parts, weights: Sequence[Tensor], deviation: float) -> None:
         nn.init.normal_(weight, std=each)
     if any(weight.is_meta for weight in weights):
         return
-    norm = _norm(parts, weights)
-    if norm > 0:
-        factor = (deviation * math.sqrt(parts.entries) / norm) ** (1 / len(weights))
+    found = _mean_square(parts, weights)
+    if found > 0:
+        factor = (deviation / math.sqrt(found)) ** (1 / len(weights))
         for weight in weights:
             weight.mul_(factor)
 
 
-def _norm(parts: Parts, weights: Sequence[Tensor]) -> float:
-    """The Frobenius norm of the dense weight, computed without it where that is possible."""
+def _mean_square(parts: Parts, weights: Sequence[Tensor]) -> float:
+    """Of the entries of the dense weight, computed without it where that is possible."""
     wide = [weight.to(torch.complex128 if weight.is_complex() else torch.float64) for weight in weights]
     sizes = parts.given.get("sizes")
     if parts.norm is None:
-        return float(torch.linalg.vector_norm(conv_einsum(parts.dense, *wide, sizes=sizes)))
+        return float(conv_einsum(parts.dense, *wide, sizes=sizes).abs().square().mean())
     squared = conv_einsum(parts.norm, *wide, *(one.conj() for one in wide), sizes=sizes, cost="flops")
-    return math.sqrt(max(float(squared.real), 0.0))
+    return max(float(squared.real), 0.0) / parts.entries

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from torch import nn
-
 from convein.dialect import Dialect
 from convein.equation import ELLIPSIS, Convolved, Equation, Term, written
 from convein.errors import ExpressionError, OptionError, ShapeError
-from convein.keywords import merge_options, places
-from convein.options import OPTION_NAMES, as_integer
+from convein.keywords import places
+from convein.options import OPTION_NAMES, as_integer, shown
+from convein.request import make_request
 from convein.syntax import parse
 
 
@@ -67,10 +66,10 @@ def take_apart(
     Raises:
         ConveinError: whatever does not fit, with the place in the expression.
     """
+    if not isinstance(expression, str):
+        raise ExpressionError(f"a layer is made of a string, not {type(expression).__name__}: {shown(expression)}")
     place = as_integer(input)
-    equation = merge_options(
-        parse(expression, dialect), {name: value for name, value in options.items() if name in OPTION_NAMES}
-    )
+    equation = make_request(expression, (), {**options, "dialect": dialect})[0].equation
     terms = [term for term in equation.inputs if term.constant is None]
     if place is None or not -len(terms) <= place < len(terms):
         raise OptionError(f"input={input!r}", hint=f"the expression has {len(terms)} operands: 0 to {len(terms) - 1}")
@@ -82,11 +81,14 @@ def take_apart(
     if dialect is not None:
         given["dialect"] = dialect
     known = _known(equation, terms, sizes)
-    if open_ := _open(terms, known):
+    if open_ := _open(equation, terms, known):
         given["sizes"] = open_
     called = _with_signal(equation, source, place)
+    # The signal is shown where it is not the first operand anyway.
+    pieces = zip(called.convolved, equation.convolved, strict=True)
+    shown_pieces = tuple(replace(piece, given=before.given) for piece, before in pieces)
     return Parts(
-        shown=str(equation),
+        shown=str(replace(called, convolved=shown_pieces)),
         text=str(called),
         called=called,
         equation=equation,
@@ -106,7 +108,11 @@ def bias_parts(parts: Parts, bias: str) -> tuple[tuple[int, ...], tuple[int, ...
     Raises:
         OptionError: the output has no such dimensions.
     """
-    hint = f'the output is {parts.equation.output}: a bias names dimensions of it whose sizes are known, as bias="t"'
+    convolved = {piece.mode for piece in parts.equation.convolved}
+    hint = (
+        f"the output is {parts.equation.output}: a bias names dimensions of it, in this order, that weights have and "
+        'that are not convolved, as bias="t"; `...` may stand before them'
+    )
     output = list(parts.equation.output.dimensions)
     try:
         wanted = [dimension.modes for dimension in parse(f"{bias}->{bias}").inputs[0].dimensions]
@@ -114,18 +120,27 @@ def bias_parts(parts: Parts, bias: str) -> tuple[tuple[int, ...], tuple[int, ...
         raise OptionError(f"bias={bias!r}", hint=hint) from error
     modes = [dimension.modes for dimension in output]
     at = [modes.index(one) if one in modes else -1 for one in wanted]
-    known = all(mode in parts.sizes for one in wanted for mode in one)
+    known = all(mode in parts.sizes and mode not in convolved for one in wanted for mode in one)
     if not at or at != sorted(set(at)) or at[0] < 0 or not known or (ELLIPSIS,) in modes[at[0] :]:
         raise OptionError(f"bias={bias!r}", hint=hint)
     shape = {one: prod(parts.sizes[mode] for mode in one) for one in wanted}
     return tuple(shape.values()), tuple(shape.get(one, 1) for one in modes[at[0] :])
 
 
+def without_output_padding(parts: Parts) -> str:
+    """The called text, that leaves the output padding of every convolved mode to the call."""
+    pieces = [
+        replace(one, options=replace(one.options, output_padding=0), given=one.given - {"output_padding"})
+        for one in parts.called.convolved
+    ]
+    return str(replace(parts.called, convolved=tuple(pieces)))
+
+
 def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if names is None:
         return tuple(f"w{number}" for number in range(1, count + 1))
     good = not isinstance(names, str) and all(isinstance(name, str) and name.isidentifier() for name in names)
-    if not good or len(set(names)) != count or len(names) != count or any(hasattr(nn.Module, name) for name in names):
+    if not good or len(set(names)) != count or len(names) != count:
         raise OptionError(f"names={names!r}", hint=f"{count} different names, one for each weight in order")
     return tuple(names)
 
@@ -134,6 +149,8 @@ def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]
     """The sizes that are given, checked: every mode of a weight has one."""
     modes = dict.fromkeys(mode for term in equation.inputs for d in term.dimensions for mode in d.modes)
     known: dict[str, int] = {}
+    if not isinstance(sizes, Mapping):
+        raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s": 64}')
     for mode, size in sizes.items():
         number = as_integer(size)
         if mode not in modes or mode == ELLIPSIS:
@@ -153,11 +170,15 @@ def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]
     return known
 
 
-def _open(weights: Sequence[Term], known: Mapping[str, int]) -> dict[str, int]:
-    """Sizes that a call cannot read from the weights: of modes that stand in composed dimensions only."""
+def _open(equation: Equation, weights: Sequence[Term], known: Mapping[str, int]) -> dict[str, int]:
+    """Sizes that a call cannot read from the weights: of modes that stand in composed dimensions only.
+
+    Of a convolved mode a call is told the signal's size: a filter's is what its dimension leaves.
+    """
+    convolved = {piece.mode for piece in equation.convolved}
     alone = {d.modes[0] for term in weights for d in term.dimensions if len(d.modes) == 1}
     composed = [mode for term in weights for d in term.dimensions if len(d.modes) > 1 for mode in d.modes]
-    return {mode: known[mode] for mode in dict.fromkeys(composed) if mode not in alone}
+    return {mode: known[mode] for mode in dict.fromkeys(composed) if mode not in alone | convolved}
 
 
 def _with_signal(equation: Equation, source: Term, place: int) -> Equation:
