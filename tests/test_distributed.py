@@ -44,6 +44,6 @@ def test_two_processes(tmp_path: Path) -> None:
             printed, _ = process.communicate()
     assert process.returncode == 0, printed
     found = json.loads(report.read_text(encoding="utf-8"))
-    assert {"ddp", "fsdp", "dtensor", "refusals", "no_calibration"} <= found.keys()
+    assert {"ddp", "fsdp", "layers", "dtensor", "refusals", "no_calibration"} <= found.keys()
     failures = [f"{name}: {text}" for name, texts in found.items() for text in texts]
     assert not failures, "\n".join(failures)

@@ -16,6 +16,7 @@ import torch
 
 import convein
 import convein.dialects
+import convein.layers
 
 FILES = sorted((Path(__file__).parent / "errors").glob("*.txt"))
 

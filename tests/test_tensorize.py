@@ -594,7 +594,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"form": "auto", "rank": 8, "example_inputs": torch.ones(1, 3, 12, 12)},
         "layer block.conv: rank=8 with form='auto'\n\na fraction of the dense parameters",
     ),
-    "rank": ({"rank": 0}, "layer stem: rank=0\n\na rank is at least 1"),
+    "rank": ({"rank": 0}, "layer stem: rank=0 is no rank\n\na rank is at least 1"),
     "tuple": ({"rank": (2, 3)}, "layer stem: rank=(2, 3)\n\nform 'cp' has 1 bonds (r)"),
     "input": (
         {"example_inputs": torch.ones(1, 4, 12, 12)},

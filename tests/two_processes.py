@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import convein
 from convein.dialects import POOLING
+from convein.layers import Conv2d, Linear
 
 WHOLE, FIRST = Replicate(), Shard(0)
 CP = "bshw,rt,rs,rh,rw->bthw|hw"
@@ -122,6 +123,43 @@ def train_like_one_process(mesh: DeviceMesh, wrap: Callable[[nn.Module], nn.Modu
     ours = two_steps(wrapped, x.chunk(2)[mesh.get_rank()])
     for one, other in zip(ours, two_steps(alone, x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Conv2d(6, 7, 3, form="tt", rank=0.5), nn.ReLU(), Conv2d(7, 4, 3, form="rcp"), nn.Flatten(),
+        Linear(64, 2, form="cp"),
+    )  # fmt: skip
+
+
+def wholly_sharded(mesh: DeviceMesh) -> Callable[[nn.Module], nn.Module]:
+    def wrap(model: nn.Module) -> nn.Module:
+        for module in [one for one in model if [*one.parameters()]]:
+            fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        return model
+
+    return wrap
+
+
+def check_layers(mesh: DeviceMesh) -> None:
+    """Training, and evaluation between its steps, where the weights that are gathered are other ones each time."""
+    torch.manual_seed(1)
+    x = torch.randn(8, 6, 8, 8)
+    for wrap in (DistributedDataParallel, wholly_sharded(mesh)):
+        alone = layers()
+        wrapped = wrap(copy.deepcopy(alone))
+        for _ in range(2):
+            ours = two_steps(wrapped, x.chunk(2)[mesh.get_rank()])
+            for one, other in zip(ours, two_steps(alone, x), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+            wrapped.eval()
+            alone.eval()
+            with torch.no_grad():
+                for _ in range(3):
+                    torch.testing.assert_close(wrapped(x), alone(x), rtol=1e-4, atol=1e-5)
 
 
 def check_ddp(mesh: DeviceMesh) -> None:

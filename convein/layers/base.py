@@ -70,9 +70,13 @@ class ConvEinsum(nn.Module):
         # Where the bias stands among the dimensions of the output.
         self._bias_view: tuple[int, ...] = ()
         if taken := {"bias", *dir(self)}.intersection(self._parts.names):
-            raise OptionError(f"names={names!r}", hint=f"{min(taken)} is something else of every layer")
+            raise OptionError(
+                f"names={names!r}: {min(taken)} is something else of every layer", hint="choose another name"
+            )
         if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
-            raise OptionError(f"dtype={dtype!r}", hint="weights are floating point or complex: dtype=torch.float32")
+            raise OptionError(
+                f"dtype={dtype!r} of weights", hint="weights are floating point or complex: dtype=torch.float32"
+            )
         for name, shape in zip(self._parts.names, self._parts.shapes, strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_parameter("bias", None)

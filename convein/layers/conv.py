@@ -61,7 +61,7 @@ class _ConvNd(Factorised):
                 raise OptionError(f"{name}={getattr(self, name)} is no multiple of groups={self.groups}")
         if isinstance(padding, str) and padding not in ("same", "valid"):
             raise OptionError(
-                f"padding={padding!r}", hint='"same", "valid", a number, or one number for each dimension'
+                f"padding={padding!r} is no padding", hint='"same", "valid", a number, or one number for each dimension'
             )
         sides = self.padding if isinstance(self.padding, str) else [(one, one) for one in self.padding]
         given: dict[str, Any] = {"padding_mode": padding_mode}
@@ -85,7 +85,8 @@ class _ConvNd(Factorised):
         numbers = [as_integer(one) for one in values] if good else [None]
         if any(one is None or one < least for one in numbers):
             raise OptionError(
-                f"{name}={value!r}", hint=f"a number from {least}, or {self.dimensions} of them: one for each dimension"
+                f"{name}={value!r} of {self.dimensions} dimensions",
+                hint=f"a number from {least}, or {self.dimensions} of them: one for each dimension",
             )
         return tuple(one for one in numbers if one is not None)
 
@@ -108,7 +109,7 @@ def positive(name: str, value: object) -> int:
     """A number from 1, as the argument of this name."""
     number = as_integer(value)
     if number is None or number < 1:
-        raise OptionError(f"{name}={value!r}", hint="a number from 1")
+        raise OptionError(f"{name}={value!r} is no size", hint="a number from 1")
     return number
 
 
@@ -207,7 +208,10 @@ class _ConvTransposeNd(_ConvNd):
         extra = [-1 if size is None else size - low for size, low in zip(numbers[-self.dimensions :], least)]
         if len(extra) != self.dimensions or not all(0 <= more <= most for more, most in zip(extra, room)):
             most = tuple(low + more for low, more in zip(least, room))
-            raise ShapeError(f"output_size={shown(wanted)}", hint=f"from {tuple(least)} to {most} with this input")
+            raise ShapeError(
+                f"output_size={shown(wanted)} cannot come from {tuple(sizes)}",
+                hint=f"output sizes are from {tuple(least)} to {most} with this input",
+            )
         return dict(zip(SPATIAL[self.dimensions], extra, strict=True))
 
 

@@ -115,9 +115,11 @@ def factorise(form: str, weight: Weight, factors: int) -> Factorisation:
     if form not in FORMS:
         near = get_close_matches(str(form).lower(), FORMS, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        raise OptionError(f"form={form!r}", hint=f"{meant}a form is one of {', '.join(FORMS)}")
+        raise OptionError(f"form={form!r}: there is no such form", hint=f"{meant}a form is one of {', '.join(FORMS)}")
     if isinstance(factors, bool) or not isinstance(factors, int) or not 1 <= factors <= 8:
-        raise OptionError(f"factors={factors!r}", hint="channels are taken apart into 1 to 8 factors")
+        raise OptionError(
+            f"factors={factors!r} is no number of factors", hint="channels are taken apart into 1 to 8 factors"
+        )
     return FORMS[form](form, weight, factors)
 
 
@@ -307,11 +309,11 @@ def _interleaved_form(form: str, weight: Weight, _factors: int) -> Factorisation
     """Two grouped convolutions, the groups of the second across those of the first (eq. 3.3)."""
     if weight.groups > 1:
         raise OptionError(
-            f"form={form!r} with groups={weight.groups}", hint="its own groups are the factors of the channels"
+            f"form={form!r} cannot have groups={weight.groups}", hint="its own groups are the factors of the channels"
         )
     if any(size % 2 == 0 for size in weight.kernel):
         raise OptionError(
-            f"form={form!r} with kernel_size={weight.kernel}", hint="two equal filters make one of an odd size"
+            f"form={form!r} cannot have kernel_size={weight.kernel}", hint="two equal filters make one of an odd size"
         )
     # The two filters together reach as far as the kernel does.
     halves = tuple((size + 1) // 2 for size in weight.kernel)

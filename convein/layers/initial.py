@@ -30,7 +30,9 @@ def standard_deviation(parts: Parts, init: Init) -> float:
     """
     gain = _GAINS.get(init) if isinstance(init, str) else init
     if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0 < gain < math.inf:
-        raise OptionError(f"init={init!r}", hint=f"{', '.join(map(repr, _GAINS))}, or a gain above 0")
+        raise OptionError(
+            f"init={init!r}: there is no such initialisation", hint=f"{', '.join(map(repr, _GAINS))}, or a gain above 0"
+        )
     return gain / math.sqrt(parts.fan_in)
 
 

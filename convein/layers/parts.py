@@ -72,7 +72,9 @@ def take_apart(
     equation = make_request(expression, (), {**options, "dialect": dialect})[0].equation
     terms = [term for term in equation.inputs if term.constant is None]
     if place is None or not -len(terms) <= place < len(terms):
-        raise OptionError(f"input={input!r}", hint=f"the expression has {len(terms)} operands: 0 to {len(terms) - 1}")
+        raise OptionError(
+            f"input={input!r} is no operand", hint=f"the expression has {len(terms)} operands: 0 to {len(terms) - 1}"
+        )
     place %= len(terms)
     source = terms.pop(place)
     if not terms:
@@ -117,12 +119,12 @@ def bias_parts(parts: Parts, bias: str) -> tuple[tuple[int, ...], tuple[int, ...
     try:
         wanted = [dimension.modes for dimension in parse(f"{bias}->{bias}").inputs[0].dimensions]
     except ExpressionError as error:
-        raise OptionError(f"bias={bias!r}", hint=hint) from error
+        raise OptionError(f"bias={bias!r} does not fit the output", hint=hint) from error
     modes = [dimension.modes for dimension in output]
     at = [modes.index(one) if one in modes else -1 for one in wanted]
     known = all(mode in parts.sizes and mode not in convolved for one in wanted for mode in one)
     if not at or at != sorted(set(at)) or at[0] < 0 or not known or (ELLIPSIS,) in modes[at[0] :]:
-        raise OptionError(f"bias={bias!r}", hint=hint)
+        raise OptionError(f"bias={bias!r} does not fit the output", hint=hint)
     shape = {one: prod(parts.sizes[mode] for mode in one) for one in wanted}
     return tuple(shape.values()), tuple(shape.get(one, 1) for one in modes[at[0] :])
 
@@ -141,7 +143,7 @@ def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
         return tuple(f"w{number}" for number in range(1, count + 1))
     good = not isinstance(names, str) and all(isinstance(name, str) and name.isidentifier() for name in names)
     if not good or len(set(names)) != count or len(names) != count:
-        raise OptionError(f"names={names!r}", hint=f"{count} different names, one for each weight in order")
+        raise OptionError(f"names={names!r} of {count} weights", hint="different names, one for each weight in order")
     return tuple(names)
 
 
@@ -150,7 +152,7 @@ def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]
     modes = dict.fromkeys(mode for term in equation.inputs for d in term.dimensions for mode in d.modes)
     known: dict[str, int] = {}
     if not isinstance(sizes, Mapping):
-        raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s": 64}')
+        raise OptionError(f"sizes={shown(sizes)} is no dict", hint='sizes is a dict from mode to size: sizes={"s": 64}')
     for mode, size in sizes.items():
         number = as_integer(size)
         if mode not in modes or mode == ELLIPSIS:

@@ -51,7 +51,8 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
     step = as_integer(multiple) if multiple is not None else 1
     if step is None or step < 1:
         raise OptionError(
-            f"multiple={multiple!r}", hint="ranks are rounded to a multiple of a number above 0, 16 often"
+            f"multiple={multiple!r} is no number to round ranks to",
+            hint="ranks are rounded to a multiple of a number above 0, 16 often",
         )
     if rank == "same":
         rank = 1.0
@@ -64,11 +65,11 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
     sizes = _capper(made, caps, step)
     if number is not None:
         if number < 1:
-            raise OptionError(f"rank={rank!r}", hint="a rank is at least 1")
+            raise OptionError(f"rank={rank!r} is no rank", hint="a rank is at least 1")
         return sizes(number)
     if not isinstance(rank, float) or not 0 < rank <= 1e6:  # NaN is none, too
         raise OptionError(
-            f"rank={rank!r}",
+            f"rank={rank!r} is no rank",
             hint="a rank is a number for all bonds (8), a tuple with one for each, a fraction of the dense parameters "
             '(0.1), or "same"',
         )
@@ -109,8 +110,8 @@ def _each(made: Factorisation, rank: Sequence[object]) -> dict[str, int]:
     if len(numbers) != len(made.bonds) or any(one is None or one < 1 for one in numbers):
         names = ", ".join(made.bonds) or "none"
         raise OptionError(
-            f"rank={tuple(rank)!r}",
-            hint=f"form {made.form!r} has {len(made.bonds)} bonds ({names}): a rank of at least 1 for each",
+            f"rank={tuple(rank)!r}: form {made.form!r} has {len(made.bonds)} bonds ({names})",
+            hint="a tuple of ranks has one of at least 1 for each bond, in this order",
         )
     return dict(zip(made.bonds, [one for one in numbers if one is not None], strict=True))
 
