@@ -595,7 +595,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "layer block.conv: rank=8 with form='auto'\n\na fraction of the dense parameters",
     ),
     "rank": ({"rank": 0}, "layer stem: rank=0 is no rank\n\na rank is at least 1"),
-    "tuple": ({"rank": (2, 3)}, "layer stem: rank=(2, 3)\n\nform 'cp' has 1 bonds (r)"),
+    "tuple": ({"rank": (2, 3)}, "layer stem: rank=(2, 3): form 'cp' has 1 bond (r)\n\na tuple of ranks has"),
     "input": (
         {"example_inputs": torch.ones(1, 4, 12, 12)},
         "the model does not run on example_inputs: RuntimeError: Given groups=1",
@@ -738,7 +738,7 @@ def test_the_options_of_the_command(folder: Path, capsys: pytest.CaptureFixture[
         ("some_networks:small --input 1,3:pixels", "--input 1,3:pixels\n\na shape is written 1,3,224,224"),
         ("some_networks:small --form auto", "form='auto' without example_inputs"),
         ("some_networks:small --override 2:tt", '--override "2:tt"\n\nas "layer4.*:form=tt,rank=0.05"'),
-        ("some_networks:small --rank many", "rank='many'\n\na rank is a number for all bonds"),
+        ("some_networks:small --rank many", "rank='many' is no rank\n\na rank is a number for all bonds"),
     ],
 )
 def test_errors_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], line: str, words: str) -> None:

@@ -108,9 +108,9 @@ def largest(made: Factorisation) -> dict[str, int]:
 def _each(made: Factorisation, rank: Sequence[object]) -> dict[str, int]:
     numbers = [as_integer(one) for one in rank]
     if len(numbers) != len(made.bonds) or any(one is None or one < 1 for one in numbers):
-        names = ", ".join(made.bonds) or "none"
+        count = f"{len(made.bonds)} bond{'s' * (len(made.bonds) != 1)}"
         raise OptionError(
-            f"rank={tuple(rank)!r}: form {made.form!r} has {len(made.bonds)} bonds ({names})",
+            f"rank={tuple(rank)!r}: form {made.form!r} has {count} ({', '.join(made.bonds) or 'none'})",
             hint="a tuple of ranks has one of at least 1 for each bond, in this order",
         )
     return dict(zip(made.bonds, [one for one in numbers if one is not None], strict=True))
