@@ -273,6 +273,7 @@ def test_inputs_that_do_not_fit() -> None:
         (torch.randn(2, 4, 8, 8, dtype=torch.float64), "float64"),
         ("x", "str"),
         (torch.randn(2, 4, 8, 8).to_sparse(), "sparse"),
+        (torch.randn(2, 4, 8, 8, device="meta"), "meta"),
     ]
     for training in (True, False):
         layer.train(training)
@@ -283,24 +284,35 @@ def test_inputs_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("padding", "sizes", "good"),
-    [(0, (5, 4), {(11, 9), (12, 9), (11, 10), (12, 10)}), (1, (5, 4), {(9, 7), (10, 8)}), ("same", (5, 4), {(10, 8)}),
-     ("valid", (5, 4), {(11, 9), (12, 10)})],
-)  # fmt: skip
-def test_output_sizes(padding: Any, sizes: tuple[int, int], good: set[tuple[int, int]]) -> None:
+    ("padding", "heights", "widths"),
+    [(0, {11, 12}, {9, 10}), (1, {9, 10}, {7, 8}), ("same", {10}, {8}), ("valid", {11, 12}, {9, 10})],
+)
+def test_output_sizes(padding: Any, heights: set[int], widths: set[int]) -> None:
     layer = ConvTranspose2d(4, 6, 3, stride=2, padding=padding, form="tt", dtype=torch.float64)
-    x = noise(2, 4, *sizes)
+    x = noise(2, 4, 5, 4)
     for height in range(8, 14):
         for width in range(6, 12):
-            if not any(height in {h for h, _ in good} and width in {w for _, w in good} for _ in good):
+            if height in heights and width in widths:
+                for given in ((height, width), [height, width], torch.Size([2, 6, height, width])):
+                    assert layer(x, output_size=given).shape == (2, 6, height, width)
+            else:
                 with pytest.raises(ShapeError, match="output_size"):
                     layer(x, output_size=(height, width))
-    for wanted in good:
-        for given in (wanted, list(wanted), torch.Size([2, 6, *wanted])):
-            assert layer(x, output_size=given).shape == (2, 6, *wanted)
     for wrong in (7, (7,), (), "ab", (7.0, 8.0), (10, 8, None)):
         with pytest.raises(ShapeError, match="output_size"):
             layer(x, output_size=wrong)
+
+
+def test_an_output_size_is_an_output_padding() -> None:
+    """Smaller than the stride or the dilation, whichever is larger, as for F.conv_transpose2d."""
+    layer, x = ConvTranspose2d(4, 6, 3, stride=2, dilation=4, form="tt", dtype=torch.float64), noise(2, 4, 5, 4)
+    for extra in [(0, 0), (3, 0), (1, 2), (3, 3)]:
+        theirs = torch.nn.functional.conv_transpose2d(
+            x, layer.dense_weight(), layer.bias, stride=2, dilation=4, output_padding=extra
+        )
+        torch.testing.assert_close(layer(x, output_size=theirs.shape), theirs)
+    with pytest.raises(ShapeError, match="output_size"):
+        layer(x, output_size=(theirs.shape[2] + 1, theirs.shape[3]))
 
 
 def test_an_error_has_the_layers_text() -> None:

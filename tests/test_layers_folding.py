@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.utils import parameters_to_vector, parametrize, prune, vector_to_parameters
 
@@ -334,6 +334,9 @@ def test_what_looks_on_gets_no_folded_weights(compilations: list[str]) -> None:
                 for _ in range(3):
                     assert module(fake.from_tensor(x)).shape[1:] == (12, 7, 6)
                     module(x)
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        for _ in range(3):
+            assert isinstance(module(fake.from_tensor(x)), FakeTensor)
         for _ in range(3):
             with torch.autocast("cpu", torch.bfloat16):
                 assert module(x).dtype == torch.bfloat16
