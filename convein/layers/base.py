@@ -133,11 +133,12 @@ class ConvEinsum(nn.Module):
 
     def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
         """The value of the expression, which `more` says more about than the layer's own keywords."""
-        weights, place, given = self.weights, self._parts.input, {**self._parts.given, **more}
+        weights, place, given = self.weights, self._parts.input, self._parts.given
+        if more:
+            given = {**given, **more}
         if not self.training and may_fold(input, weights):
-            folded = self._folds.find(
-                (text, freeze(more)), input, weights, lambda fixed: self._fold(input, fixed, text, given)
-            )
+            call = (text, freeze(more)) if more else text
+            folded = self._folds.find(call, input, weights, lambda fixed: self._fold(input, fixed, text, given))
             if folded is not None:
                 found: Tensor = folded(input)
                 return found
