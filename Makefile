@@ -6,15 +6,16 @@ STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint bench clean
+.PHONY: help demo compress test fuzz lint bench clean
 
 help:
-	@echo "make demo   train a small network of expressions on handwritten digits, filter a photograph"
-	@echo "make test   run all tests"
-	@echo "make fuzz   the long run: thousands of random expressions against the oracle, 200,000 random texts"
-	@echo "make lint   ruff and mypy"
-	@echo "make bench  measure the engine on this machine; rows go to bench/results"
-	@echo "make clean  remove what the tools left behind (.venv stays: rm -r .venv to start over)"
+	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
+	@echo "make compress  train, tensorise and distil a network by every form: two tables, minutes on two cores"
+	@echo "make test      run all tests"
+	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     measure the engine on this machine; rows go to bench/results"
+	@echo "make clean     remove what the tools left behind (.venv stays: rm -r .venv to start over)"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python bench/demo
+
+compress: $(STAMP)
+	$(BIN)/python bench/compress
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto

@@ -1,0 +1,1 @@
+"""A trained network, tensorised by every form and distilled both ways: `python bench/compress`."""
