@@ -187,7 +187,7 @@ def test_the_picture_names_every_form() -> None:
     assert "cp: 92.0 % with 990, 96.0 % with 1,000" in titles
     assert "cp: 93.0 % with 990, 97.0 % with 1,000" in titles
     assert "svd: 98.0 % with 1,000" in titles
-    assert "dense: 98.5 %" in titles
+    assert "dense, 250,000: 98.5 %" in titles
 
 
 def test_jobs_are_all_forms_and_the_pairs_of_them() -> None:

@@ -112,7 +112,8 @@ def keep(results: Results, experiment: Experiment, shared: Mapping[str, str]) ->
     save(file, shared, found)
     title = f"ResNet-{experiment.depth} on {experiment.data}, compressed and distilled"
     file.with_suffix(".svg").write_text(document(picture(results), title), encoding="utf-8")
-    print(f"\nrows appended to {file}, picture in {file.with_suffix('.svg')}")
+    shown = file.relative_to(HERE.parents[1])
+    print(f"\nrows appended to {shown}, picture in {shown.with_suffix('.svg')}")
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, log
 
+from compress.costs import DENSE
 from compress.experiment import END_TO_END, SEQUENTIAL
 from compress.filling import PAIRS
 from compress.tables import Results, accuracy_of
@@ -76,21 +77,22 @@ def picture(results: Results) -> Picture:
     ]
     for number, (method, panel) in enumerate(panels.items()):
         corner = MARGIN + number * (PANEL.real + NAMES + MARGIN.real)
-        marks += [*_frame(corner, method, axes, results.teacher), *_curves(corner, panel, axes)]
+        marks += [*_frame(corner, method, axes, results), *_curves(corner, panel, axes)]
     size = complex(2 * (MARGIN.real + PANEL.real + NAMES), MARGIN.imag + PANEL.imag + 48)
     return Picture(tuple(marks), Box(size / 2, size.real, size.imag))
 
 
-def _frame(corner: complex, method: str, axes: Axes, teacher: float) -> Iterator[str]:
+def _frame(corner: complex, method: str, axes: Axes, results: Results) -> Iterator[str]:
     yield lettering([method], corner + complex(PANEL.real / 2, -18), bold=True)
     step = max(1, ceil((axes.high - axes.low) / 8))
     for tick in range(int(axes.low), int(axes.high) + 1, step):
         left = corner + 1j * axes.at(axes.few, tick).imag
         yield path([left, left + PANEL.real], color=GRID, width=1)
         yield lettering([f"{tick}"], left - 18, color=QUIET)
-    left = corner + 1j * axes.at(axes.few, teacher).imag
-    yield named(f"dense: {teacher:.1f} %", path([left, left + PANEL.real], color=INK, width=1.6))
-    yield lettering(["dense"], left + complex(4, -8), anchor="start")
+    left = corner + 1j * axes.at(axes.few, results.teacher).imag
+    dense = f"dense, {results.costs[DENSE].parameters // 4:,}"
+    yield named(f"{dense}: {results.teacher:.1f} %", path([left, left + PANEL.real], color=INK, width=1.6))
+    yield lettering([dense], left + complex(4, -8), anchor="start")
     ticks = [base * 10**power for power in range(9) for base in (1, 1.5, 2, 3, 5, 7)]
     for parameters in ticks:
         if axes.few <= parameters <= axes.many:
