@@ -240,7 +240,7 @@ def test_options_are_checked_before_there_is_a_layer(options: dict[str, Any]) ->
 @pytest.mark.parametrize("options", [
     {"flip": True}, {"signal": 0}, {"transposed": True}, {"input": 1}, {"dialect": POOLING}, {"convolved": []},
     {"strid": 2}, {"output_padding": 1},
-], ids=str)  # fmt: skip
+], ids=lambda options: next(iter(options)))  # fmt: skip
 def test_a_convolution_stays_torchs(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         Conv2d(4, 4, 3, **options)

@@ -11,6 +11,7 @@ from convein.errors import OperandError, OptionError
 
 # A loop that multiplies more often than this takes longer than a few seconds, and says how far it is.
 LONG_WORK = 1e11
+TALL = 4  # a matrix with so many times as many columns as rows is decomposed by way of its QR
 
 
 def prepared(dense: torch.Tensor) -> torch.Tensor:
@@ -54,7 +55,13 @@ def relative_error(dense: torch.Tensor, rebuilt: torch.Tensor) -> float:
 
 def svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first `rank` singular triples, without those that are rounding (at least one): U, S, V^H."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    if matrix.shape[1] > TALL * matrix.shape[0]:
+        # The long side becomes a small triangle first: directly, 30 x 650,000 takes many times as long.
+        basis, triangle = torch.linalg.qr(matrix.mH)
+        left, values, right = torch.linalg.svd(triangle.mH)
+        right = right @ basis.mH
+    else:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rounding = torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
     kept = min(rank, max(int((values > rounding).sum()), 1))
     return left[:, :kept], values[:kept], right[:kept]
