@@ -327,3 +327,17 @@ def test_no_worse_than_tensorly(shape: tuple[int, ...], rank: int) -> None:
     assert ours <= missed(tensorly.tr_to_tensor(peer.tensor_ring(array, [2] * (count + 1)))) + 1e-10
     theirs = peer.tensor_ring_als(array, [2] * (count + 1), random_state=0)
     assert ours <= 1.05 * missed(tensorly.tr_to_tensor(theirs))
+
+
+def test_few_singular_triples_of_a_large_matrix_are_nearly_the_best() -> None:
+    numbers = torch.Generator().manual_seed(0)
+    low = (
+        torch.randn(1100, 6, generator=numbers, dtype=torch.float64) @ torch.randn(6, 1200, generator=numbers).double()
+    )
+    first, last = chain(low, [6])
+    assert relative_error(low, first @ last) < 1e-10
+    noisy = low + torch.randn(1100, 1200, generator=numbers, dtype=torch.float64)
+    first, last = chain(noisy, [20])
+    values = torch.linalg.svdvals(noisy)
+    best = float(values[20:].norm() / values.norm())
+    assert relative_error(noisy, first @ last) < 1.01 * best

@@ -11,6 +11,7 @@ from convein.errors import OperandError, OptionError
 
 # A loop that multiplies more often than this takes longer than a few seconds, and says how far it is.
 LONG_WORK = 1e11
+WIDE = 1024  # of a matrix larger than this both ways, few singular triples are found by iteration
 TALL = 4  # a matrix with so many times as many columns as rows is decomposed by way of its QR
 
 
@@ -55,7 +56,9 @@ def relative_error(dense: torch.Tensor, rebuilt: torch.Tensor) -> float:
 
 def svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first `rank` singular triples, without those that are rounding (at least one): U, S, V^H."""
-    if matrix.shape[1] > TALL * matrix.shape[0]:
+    if min(matrix.shape) > max(WIDE, 8 * rank):
+        left, values, right = _iterated(matrix, 2 * rank + 10)
+    elif matrix.shape[1] > TALL * matrix.shape[0]:
         # The long side becomes a small triangle first: directly, 30 x 650,000 takes many times as long.
         basis, triangle = torch.linalg.qr(matrix.mH)
         left, values, right = torch.linalg.svd(triangle.mH)
@@ -65,6 +68,19 @@ def svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, to
     rounding = torch.finfo(values.dtype).eps * max(matrix.shape) * values[0]
     kept = min(rank, max(int((values > rounding).sum()), 1))
     return left[:, :kept], values[:kept], right[:kept]
+
+
+def _iterated(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """About the first `count` singular triples (Halko, Martinsson and Tropp, SIAM Review 53(2), 2011, algorithm 4.4).
+
+    Exact for a matrix of that rank; else the first half of them is nearly the best there is, in seconds where all
+    triples of 2,560 x 7,680 take half a minute.
+    """
+    basis = torch.linalg.qr(matrix @ drawn((matrix.shape[1], count), matrix, seeded(0))).Q
+    for _ in range(4):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mH @ basis).Q).Q
+    left, values, right = torch.linalg.svd(basis.mH @ matrix, full_matrices=False)
+    return basis @ left, values, right
 
 
 def leading(dense: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
