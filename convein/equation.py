@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from convein.errors import Span
@@ -44,9 +45,7 @@ class Dimension:
     spans: tuple[Span, ...] = field(compare=False)
 
     def __str__(self) -> str:
-        if len(self.modes) == 1:
-            return ELLIPSIS if self.modes[0] == ELLIPSIS else written(self.modes[0])
-        return f"({' '.join(self.modes)})"
+        return ELLIPSIS if self.modes == (ELLIPSIS,) else composed(self.modes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +124,11 @@ def mode_name(label: object) -> str:
 def written(mode: str) -> str:
     """How a mode is written in an expression: a letter as it is, a longer name in parentheses."""
     return mode if len(mode) == 1 and not (mode.isascii() and not mode.isalpha()) else f"({mode})"
+
+
+def composed(modes: Sequence[str]) -> str:
+    """How one dimension is written: one mode, or the row-major product of several."""
+    return written(modes[0]) if len(modes) == 1 else f"({' '.join(modes)})"
 
 
 def _settings(convolved: Convolved, by_dialect: bool) -> list[str]:

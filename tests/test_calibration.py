@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convein
+from contexts import deterministic
 from convein import calibration
 from convein.planner.rates import COPY, MATRIX, SHIPPED, Rate
 
@@ -92,11 +93,8 @@ def test_nothing_is_measured_where_it_would_disturb(
         call()
     with FakeTensorMode(allow_non_fake_inputs=True):
         call()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         call()
-    finally:
-        torch.use_deterministic_algorithms(False)
     torch.compile(lambda a, b: convein.conv_einsum("ab,bc->ac", a, b), fullgraph=True, backend="aot_eager")(x, w)
     with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
         torch.jit.trace(lambda a, b: convein.conv_einsum("ab,bc->ac", a, b), (x, w), check_trace=False)
@@ -185,15 +183,6 @@ def _switched_off() -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
 def _group() -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -202,7 +191,7 @@ def _group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("where", [_switched_off, _deterministic, _group])
+@pytest.mark.parametrize("where", [_switched_off, deterministic, _group])
 @pytest.mark.parametrize("stored", ["in this process", "in an earlier one"])
 def test_where_plans_must_be_the_same_a_stored_table_does_not_serve(
     stored: str, where: Callable[[], AbstractContextManager[None]], measured: list[str], monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import convein
+from contexts import deterministic
 from convein import cache, conv_einsum, measuring, pipeline
 from convein.lowering import Program, Target, lower
 from convein.metering import LiveMemory, Sample
@@ -262,15 +263,6 @@ def test_a_bar_appears_only_if_it_takes_seconds(monkeypatch: pytest.MonkeyPatch)
 
 
 # Where times must not decide
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convein
-from convein.layers import FORMS, Conv2d, Embedding, from_conv, from_linear, to_torch
+from convein.layers import FORMS, Conv2d, ConvTranspose2d, Embedding, from_conv, from_linear, to_torch
 
 DECOMPOSED = [form for form in FORMS if form != "interleaved"]
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,6 +122,11 @@ def test_drawn_factors_take_the_place_of_a_weight() -> None:
         (lambda: from_linear(nn.Conv1d(2, 2, 1)), "from_linear takes nn.Linear, not Conv1d"),
         (lambda: from_conv(nn.Conv2d(4, 4, 3), "interleaved"), "form='interleaved' of a trained layer"),
         (lambda: from_conv(nn.Conv2d(4, 4, 3), "cpp"), "did you mean 'cp'?"),
+        (lambda: from_conv(nn.Conv2d(4, 4, 3), init="lecun"), "init='lecun' of a decomposed layer"),
+        (lambda: to_torch(Embedding(4, 4)), "convolutions and linear layers here, not Embedding"),
+        (lambda: to_torch(Conv2d(4, 4, 3, stride=2, padding="same")), "torch's Conv2d cannot be this layer: padding="),
+        (lambda: to_torch(ConvTranspose2d(4, 4, 3, padding="same")), "padding='same' of a transposed convolution"),
+        (lambda: to_torch(ConvTranspose2d(4, 4, 3, padding_mode="circular")), "torch's ConvTranspose2d cannot be"),
         (lambda: Embedding(10, 4, max_norm=1.0), "max_norm=1.0 of a factorised embedding"),
         (lambda: Embedding(10, 4, form="tr"), "form='tr' of an embedding"),
         (lambda: Embedding(10, 4, padding_idx=10), "padding_idx=10"),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convein.equation import written
+from convein.equation import composed, written
 from convein.errors import OperandError, OptionError
 from convein.execution.ops import is_untraced
 from convein.layers import decompositions
@@ -82,7 +82,7 @@ class Embedding(ConvEinsum):
         rows = [f"n{i}" for i in range(1, len(self.digits) + 1)]
         self.rank = _solved(rank, terms, sizes, bonds, self.num_embeddings * self.embedding_dim)
         super().__init__(
-            f"...({' '.join(rows)}),{','.join(map(_written, terms))}->...{_axis(columns)}",
+            f"...({' '.join(rows)}),{','.join(map(_written, terms))}->...{composed(columns)}",
             {**sizes, **dict.fromkeys(bonds, self.rank)},
             device=device,
             dtype=dtype,
@@ -90,7 +90,7 @@ class Embedding(ConvEinsum):
         )
         # What is left of the factors when every digit is known.
         slices = [f"...{_written(term[1:])}" if term[0] in rows else _written(term) for term in terms]
-        self._product = f"{','.join(slices)}->...{_axis(columns)}"
+        self._product = f"{','.join(slices)}->...{composed(columns)}"
 
     @classmethod
     def from_pretrained(
@@ -209,11 +209,6 @@ class Embedding(ConvEinsum):
 
 def _written(modes: Sequence[str]) -> str:
     return "".join(map(written, modes))
-
-
-def _axis(modes: Sequence[str]) -> str:
-    """One dimension of these modes."""
-    return written(modes[0]) if len(modes) == 1 else f"({' '.join(modes)})"
 
 
 def _digits(number: int, count: int) -> tuple[int, ...]:

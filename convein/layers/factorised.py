@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from convein.equation import composed
 from convein.errors import OptionError
 from convein.layers.base import ConvEinsum
 from convein.layers.forms import Factorisation, Weight, factorise
@@ -53,11 +54,10 @@ class Factorised(ConvEinsum):
         self.error: float | None = None
         self.factorisation: Factorisation = factorise(form, weight, factors)
         self.ranks: dict[str, int] = solve(self.factorisation, weight, rank, multiple)
-        axis = "".join(self.factorisation.target[:1]) if len(self.factorisation.target) == 1 else None
         super().__init__(
             self.factorisation.layer,
             {**self.factorisation.sizes, **self.ranks},
-            bias=(axis or f"({' '.join(self.factorisation.target)})") if bias else None,
+            bias=composed(self.factorisation.target) if bias else None,
             **options,
             **given,
         )

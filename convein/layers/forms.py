@@ -14,7 +14,7 @@ from itertools import chain
 from math import prod
 from typing import Literal
 
-from convein.equation import written
+from convein.equation import composed
 from convein.errors import OptionError
 from convein.layers.ranks import even_factors
 
@@ -91,8 +91,8 @@ class Factorisation:
         factors = ",".join(map(_term, self.terms))
         bar = f"|{space}" if space else ""
         if not space:
-            return f"...{_axis(self.source)},{factors}->...{_axis(self.target)}"
-        return f"...{_axis(self.source)}{space},{factors}->...{_axis(self.target)}{space}{bar}"
+            return f"...{composed(self.source)},{factors}->...{composed(self.target)}"
+        return f"...{composed(self.source)}{space},{factors}->...{composed(self.target)}{space}{bar}"
 
     def count(self, ranks: Mapping[str, int]) -> int:
         """Entries of all factors."""
@@ -124,11 +124,7 @@ def factorise(form: str, weight: Weight, factors: int) -> Factorisation:
 
 
 def _term(term: Node) -> str:
-    return "".join(map(_axis, term))
-
-
-def _axis(axis: Axis) -> str:
-    return written(axis[0]) if len(axis) == 1 else f"({' '.join(axis)})"
+    return "".join(map(composed, term))
 
 
 @dataclass(frozen=True, slots=True)

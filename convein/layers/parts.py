@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from convein.dialect import Dialect
-from convein.equation import ELLIPSIS, Convolved, Equation, Term, written
+from convein.equation import ELLIPSIS, Convolved, Equation, Term, composed, written
 from convein.errors import ExpressionError, OptionError, ShapeError
 from convein.keywords import places
 from convein.options import OPTION_NAMES, as_integer, shown
@@ -214,7 +214,7 @@ def _dense(equation: Equation, source: Term, weights: Sequence[Term], known: Map
     shared = [(mode,) for mode in inner if mode in held and mode not in kept and mode not in convolved]
     dimensions = [one for one in (*groups, *shared, *((mode,) for mode in merged)) if one]
     lengths = {mode: count * (known[mode] - 1) + 1 for mode, count in merged.items()}
-    dense = "".join(map(_written, dimensions))
+    dense = "".join(map(composed, dimensions))
     # Filters along one mode that meet the same signal make one filter by index addition.
     bar = [
         f"{written(mode)}[padding=full, flip]" if mode in inner else _alone(convolved[mode])
@@ -245,14 +245,10 @@ def _norm(weights: Sequence[Term], bonds: Sequence[str]) -> str:
         taken.add(name)
         other[bond] = name
     copies = [
-        "".join(_written(tuple(other.get(mode, mode) for mode in dimension.modes)) for dimension in term.dimensions)
+        "".join(composed(tuple(other.get(mode, mode) for mode in dimension.modes)) for dimension in term.dimensions)
         for term in weights
     ]
     return f"{','.join([*map(str, weights), *copies])}->"
-
-
-def _written(modes: tuple[str, ...]) -> str:
-    return written(modes[0]) if len(modes) == 1 else f"({' '.join(modes)})"
 
 
 def _alone(piece: Convolved) -> str:

@@ -90,11 +90,23 @@ def from_linear(
 
 
 def to_torch(layer: Factorised) -> nn.Module:
-    """Torch's layer with the dense weight, and everything else, of a factorised one."""
-    theirs = next(theirs for theirs, ours in _OURS.items() if isinstance(layer, ours))
+    """Torch's layer with the dense weight, and everything else, of a factorised one.
+
+    Raises:
+        OptionError: this is no convolution or linear layer of `convein.layers`, or torch's has no such argument:
+            padding="same" with a stride or transposed, padding_mode="circular" transposed.
+    """
+    theirs = next((theirs for theirs, ours in _OURS.items() if isinstance(layer, ours)), None)
+    if theirs is None:
+        raise OptionError(f"to_torch takes the convolutions and linear layers here, not {type(layer).__name__}")
+    if isinstance(getattr(layer, "padding", 0), str) and getattr(layer, "transposed", False):
+        raise OptionError(f"padding={layer.padding!r} of a transposed convolution: torch's has numbers only")
     weight = layer.dense_weight().detach()
-    with torch.device("meta"):
-        module = theirs(**_arguments(layer), bias=layer.bias is not None)
+    try:
+        with torch.device("meta"):
+            module = theirs(**_arguments(layer), bias=layer.bias is not None)
+    except ValueError as error:
+        raise OptionError(f"torch's {theirs.__name__} cannot be this layer: {error}") from error
     module.weight = nn.Parameter(weight.clone(), requires_grad=layer.weights[0].requires_grad)
     _take_over(layer, module)
     return module
@@ -111,10 +123,14 @@ def _factorised(
             "form='interleaved' of a trained layer",
             hint="its weights cannot make every dense weight: draw them, decompose=False",
         )
-    drawn = {"init": options.pop("init", "kaiming")} if not decompose and isinstance(options, dict) else {"init": None}
+    if decompose and "init" in options:
+        raise OptionError(
+            f"init={options['init']!r} of a decomposed layer", hint="only drawn factors have one: decompose=False"
+        )
+    given = {"init": None if decompose else "kaiming", **options}
     layer = ours(
         **_arguments(module), bias=module.bias is not None, form=form, rank=rank, factors=factors, multiple=multiple,
-        device=weight.device, dtype=weight.dtype, **drawn, **options,
+        device=weight.device, dtype=weight.dtype, **given,
     )  # fmt: skip
     if decompose:
         parts = decomposed(layer.factorisation, layer.ranks, layer.dense, weight.detach(), seed)
