@@ -90,6 +90,7 @@ def _tensorly(ours: Conv2d, implementation: str) -> nn.Module:
 
 
 def _call(module: nn.Module, x: Tensor, gradient: Tensor, trains: bool) -> Callable[[], object]:
+    module.train(trains)
     leaves = [x, *module.parameters()]
 
     def step() -> object:

@@ -99,7 +99,8 @@ class ConvEinsum(nn.Module):
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The weights, in the order of the operands."""
-        return tuple(getattr(self, name) for name in self._parts.names)
+        known = self._parameters  # past nn.Module's slow __getattr__; what is parametrized or pruned is not there
+        return tuple([known[name] if name in known else getattr(self, name) for name in self._parts.names])
 
     def reset_parameters(self) -> None:
         """Draws all weights anew, and the bias."""
@@ -127,9 +128,8 @@ class ConvEinsum(nn.Module):
         return self._biased(self._value(input, self._parts.text))
 
     def _biased(self, result: Tensor) -> Tensor:
-        if self.bias is None:
-            return result
-        return biased(result, self.bias.view(self._bias_view))
+        bias = self.bias
+        return result if bias is None else biased(result, bias.view(self._bias_view))
 
     def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
         """The value of the expression, which `more` says more about than the layer's own keywords."""

@@ -9,21 +9,28 @@ from torch import Tensor
 
 from convein.execution.ops import is_untraced
 
+# Up to here a sum in new memory, which the caches hold, costs less than what keeps a larger one in the old.
+_SMALL = 1 << 18
+
 
 def biased(result: Tensor, bias: Tensor) -> Tensor:
     """`result + bias`, in the memory of the result if nothing traces or transforms.
 
-    Autograd's own in-place addition would copy the gradient twice where the result is a view, and results often are:
-    their modes come in the order that was fastest.
+    Results often are views, their modes come in the order that was fastest: autograd's own in-place addition would copy
+    the gradient of a view twice.
 
     Args:
         result: what a layer has just computed, and needs no more.
         bias: of a shape that broadcasts to it, and any dtype.
     """
-    if is_untraced() and isinstance(result, Tensor) and result.dtype == bias.dtype:
-        value: Tensor = _Biased.apply(result, bias)  # type: ignore[no-untyped-call]
-        return value
-    return result + bias.to(result.dtype)
+    if not (isinstance(result, Tensor) and result.dtype == bias.dtype and is_untraced()):
+        return result + bias.to(result.dtype)
+    if not (torch.is_grad_enabled() and result._is_view()):
+        return result.add_(bias)
+    if result.numel() <= _SMALL:
+        return result + bias
+    value: Tensor = _Biased.apply(result, bias)  # type: ignore[no-untyped-call]
+    return value
 
 
 class _Biased(torch.autograd.Function):
