@@ -12,6 +12,7 @@ from convein.lowering.program import Program, Statement
 _LAYOUT = re.compile(r"\w+(\.(reshape|permute|unsqueeze|narrow|diagonal)\([^()]*\))*")
 _TWO_PERMUTES = re.compile(r"\.permute\(([\d, ]+)\)\.permute\(([\d, ]+)\)")
 _TWO_RESHAPES = re.compile(r"\.reshape\([^()]*\)(?=\.reshape\()")
+_NEW_UNIT = re.compile(r"\.reshape\(([^()]+)\)(?:\.permute\(([\d, ]+)\))?\.unsqueeze\((\d+)\)")
 _VARIABLE = re.compile(r"\bv\d+\b")
 MAX_LINE = 110
 
@@ -36,7 +37,7 @@ def inline(program: Program) -> Program:
         ):
             waiting[statement.target] = statement
         else:
-            done.append(statement)
+            done.append(replace(statement, expression=_merged(statement.expression)))
     return _without_aliases(replace(program, statements=tuple(done)))
 
 
@@ -67,12 +68,32 @@ def renumber(program: Program) -> Program:
 def _substituted(statement: Statement, waiting: dict[str, Statement], name: str, done: list[Statement]) -> Statement:
     view = waiting.pop(name)
     text = re.sub(rf"\b{name}\b", lambda _: view.expression, statement.expression)
-    text = _TWO_PERMUTES.sub(_composed, _TWO_RESHAPES.sub("", text))
+    text = _merged(text)
     if len(text) > MAX_LINE:
         done.append(view)
         return statement
     uses = tuple(view.uses[0] if used == name else used for used in statement.uses)
     return replace(statement, expression=text, uses=uses)
+
+
+def _merged(text: str) -> str:
+    """The same layout by fewer calls: each is a node of autograd's graph, too."""
+    text = _TWO_PERMUTES.sub(_composed, _TWO_RESHAPES.sub("", text))
+    while _NEW_UNIT.search(text):
+        text = _NEW_UNIT.sub(_with_unit, text)
+    return text
+
+
+def _with_unit(match: re.Match[str]) -> str:
+    """A dimension of size 1 that is new after a reshape, made by the reshape."""
+    sizes, place = match[1].split(", "), int(match[3])
+    if match[2] is None:
+        return f".reshape({', '.join([*sizes[:place], '1', *sizes[place:]])})"
+    order = [int(axis) for axis in match[2].split(",")]
+    # The new dimension comes first in the reshape, all others one later.
+    shifted = [axis + 1 for axis in order]
+    shifted.insert(place, 0)
+    return f".reshape({', '.join(['1', *sizes])}).permute({', '.join(map(str, shifted))})"
 
 
 def _composed(match: re.Match[str]) -> str:
