@@ -82,6 +82,7 @@ def take_apart(
     given = {name: value for name, value in options.items() if name not in OPTION_NAMES}
     if dialect is not None:
         given["dialect"] = dialect
+    _check_filters(equation, terms)
     known = _known(equation, terms, sizes)
     if open_ := _open(equation, terms, known):
         given["sizes"] = open_
@@ -145,6 +146,20 @@ def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if not good or len(set(names)) != count or len(names) != count:
         raise OptionError(f"names={names!r} of {count} weights", hint="different names, one for each weight in order")
     return tuple(names)
+
+
+def _check_filters(equation: Equation, weights: Sequence[Term]) -> None:
+    """Every convolved mode of a weight has a dimension of which no other convolved mode is a part."""
+    convolved = {piece.mode for piece in equation.convolved}
+    for dimension in (dimension for term in weights for dimension in term.dimensions):
+        both = [mode for mode in dimension.modes if mode in convolved]
+        if len(both) > 1:
+            raise ShapeError(
+                f"how long the filters along {' and '.join(both)} are cannot be told from one dimension",
+                text=equation.text,
+                spans=places(weights, both[0]),
+                hint="give each convolved mode of a weight a dimension of its own",
+            )
 
 
 def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]) -> dict[str, int]:
