@@ -2,6 +2,7 @@
 
 from convein.layers.base import ConvEinsum
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from convein.layers.conv_tt_lstm import ConvLSTM, ConvLSTMCell, ConvTensorTrain, ConvTTLSTM, ConvTTLSTMCell
 from convein.layers.embedding import Embedding
 from convein.layers.forms import FORMS
 from convein.layers.linear import Linear
@@ -13,6 +14,11 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvEinsum",
+    "ConvLSTM",
+    "ConvLSTMCell",
+    "ConvTTLSTM",
+    "ConvTTLSTMCell",
+    "ConvTensorTrain",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
