@@ -1,5 +1,7 @@
 """Layers that are strings: nn.Modules made of factors and an expression."""
 
+from convein.layers.arma import ARMA1d, ARMA2d, ARMA3d
+from convein.layers.autoregression import autoregress, whiten
 from convein.layers.base import ConvEinsum
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from convein.layers.conv_tt_lstm import ConvLSTM, ConvLSTMCell, ConvTensorTrain, ConvTTLSTM, ConvTTLSTMCell
@@ -10,6 +12,9 @@ from convein.layers.pretrained import from_conv, from_linear, to_torch
 
 __all__ = [
     "FORMS",
+    "ARMA1d",
+    "ARMA2d",
+    "ARMA3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -24,7 +29,9 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "Linear",
+    "autoregress",
     "from_conv",
     "from_linear",
     "to_torch",
+    "whiten",
 ]
