@@ -1,0 +1,149 @@
+"""What orthogonal layers share: a weight made of factors, kept while nothing changes, or made all together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from convein.errors import OptionError, ShapeError
+from convein.execution.ops import is_untraced
+from convein.layers.sc_fac.factors import Factor, orthogonal_matrices
+from convein.options import shown
+
+# The numbers of a layer as they were: which objects, how often written to, and where their numbers lie.
+_State = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A weight, and the tensors it was made from: held, so that no other tensor can get their places."""
+
+    state: _State
+    held: tuple[Tensor, ...]
+    weight: Tensor
+
+
+# Weights by the layer's identity, of the models that are within `orthogonal_weights` now.
+_SHARED: ContextVar[Mapping[int, _Made] | None] = ContextVar("_SHARED", default=None)
+
+
+class OrthogonalLayer(nn.Module):
+    """A layer whose weight is a function of orthogonal matrices.
+
+    Outside of training, where no gradient goes to the parameters, the weight is computed once and kept: a call is then
+    an ordinary convolution or product. It is forgotten when the layer trains or moves again and when a parameter
+    changes. Only what is written past autograd is not seen: after `parameter.data.copy_(...)` call `layer.eval()`.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: _Made | None = None
+
+    def factors(self) -> list[Factor]:
+        """The orthogonal matrices that the weight is made of."""
+        raise NotImplementedError
+
+    def assembled(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The weight of these matrices, one for each factor."""
+        raise NotImplementedError
+
+    def dense_weight(self) -> Tensor:
+        """The weight, laid out as that of torch's layer of the same kind, differentiably."""
+        if not is_untraced():
+            return self._made().weight
+        shared = (_SHARED.get() or {}).get(id(self))
+        if shared is not None and shared.state == self._state() and self._fits(shared.weight):
+            return shared.weight
+        if self.training or not self._may_keep():
+            self._kept = None
+            return self._made().weight
+        if self._kept is None or self._kept.state != self._state():
+            self._kept = self._made()
+        return self._kept.weight
+
+    def _fits(self, weight: Tensor) -> bool:
+        """Whether a weight is differentiable where this call must be."""
+        return weight.requires_grad or not self._needs_gradients()
+
+    def _needs_gradients(self) -> bool:
+        return torch.is_grad_enabled() and any(factor.free.requires_grad for factor in self.factors())
+
+    def _may_keep(self) -> bool:
+        """Whether the numbers stay where they are: they are parameters, of the layer itself, and do not learn."""
+        return not self._needs_gradients() and all(
+            type(factor.free) is nn.Parameter and not factor.free.is_meta and not factor.free.is_inference()
+            for factor in self.factors()
+        )
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for factor in self.factors() for tensor in (factor.free, factor.base))
+
+    def _state(self) -> _State:
+        return tuple((id(one), one._version, one.data_ptr()) for one in self._tensors())
+
+    def _made(self, matrices: Sequence[Tensor] | None = None) -> _Made:
+        weight = self.assembled(orthogonal_matrices(self.factors()) if matrices is None else matrices)
+        if not is_untraced():
+            return _Made((), (), weight)
+        return _Made(self._state(), self._tensors(), weight)
+
+    def train(self, mode: bool = True) -> Self:
+        """Also forgets the weight."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *given: Any, **named: Any) -> Self:
+        self._kept = None
+        super()._apply(*given, **named)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+@contextmanager
+def orthogonal_weights(model: nn.Module) -> Iterator[None]:
+    """Within it, the orthogonal layers of a model use weights that were made together: one exponential for each size.
+
+    Enter it for every step of training, with the backward pass inside or outside. Weights are differentiable if they
+    are when it is entered; a layer whose parameters change within it makes its own weight again. What is traced
+    (compiled, exported, transformed) makes its weights by itself. Weights that are kept outside of training stay so.
+
+    Args:
+        model: any module with orthogonal layers.
+
+    Raises:
+        OptionError: it has none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, OrthogonalLayer)]
+    if not layers:
+        raise OptionError(f"{shown(type(model).__name__)} has no orthogonal layers", hint="OrthogonalConv2d, ...")
+    if not is_untraced():
+        yield
+        return
+    making = [layer for layer in layers if layer.training or not layer._may_keep()]
+    matrices = iter(orthogonal_matrices([factor for layer in making for factor in layer.factors()]))
+    made = {id(layer): layer._made([next(matrices) for _ in layer.factors()]) for layer in making}
+    before = _SHARED.set({**(_SHARED.get() or {}), **made})
+    try:
+        yield
+    finally:
+        _SHARED.reset(before)
+
+
+def check_channels(name: str, found: int, wanted: int) -> None:
+    """An input has the channels that a layer takes.
+
+    Raises:
+        ShapeError: it has others.
+    """
+    if found != wanted:
+        raise ShapeError(f"an input with {found} {name}", hint=f"this layer takes {wanted}")
