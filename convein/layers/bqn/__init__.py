@@ -5,6 +5,7 @@ J. Su, "Spectral Methods for Neural Network Designs", University of Maryland, 20
 
 from convein.layers.bqn.activations import Activation, Dirac, Discrete, Gaussian, Pmf
 from convein.layers.bqn.conv import Conv1d, Conv2d, Conv3d
+from convein.layers.bqn.flatten import Flatten
 from convein.layers.bqn.heads import GaussianHead, ScaledSoftmax, SoftmaxHead
 from convein.layers.bqn.levels import LEVELS
 from convein.layers.bqn.linear import Linear
@@ -40,6 +41,7 @@ __all__ = [
     "Conv3d",
     "Dirac",
     "Discrete",
+    "Flatten",
     "Gaussian",
     "GaussianHead",
     "Linear",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from convein.errors import OptionError
 from convein.options import shown
@@ -17,9 +16,9 @@ LEVELS: dict[str, tuple[float, ...]] = {
 }
 Levels = str | Sequence[float]
 
-# Numbers are on a lattice if they are fractions with denominators up to this, which covers decimals of four digits.
-DENOMINATOR = 10_000
 LONGEST = 4096
+# Part of the range of numbers by which they may miss their lattice: rounding, and far less than a step.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +63,26 @@ def lattice(values: Iterable[float]) -> Lattice:
     """The coarsest lattice that holds all values.
 
     Raises:
-        OptionError: they have no common step, or one that is too fine.
+        OptionError: they have no common step, or one so fine that the lattice has more than 4,096 numbers.
     """
     numbers = sorted(set(values))
-    exact = [Fraction(number).limit_denominator(DENOMINATOR) for number in numbers]
-    step = Fraction(0)
-    for number in exact[1:]:
-        step = _common(step, number - exact[0])
-    if any(abs(float(near) - number) > 1e-9 * max(1.0, abs(number)) for near, number in zip(exact, numbers)):
-        raise OptionError(
-            f"{shown(numbers)} have no common step: their sums do not lie on a lattice",
-            hint='propagation="clt" takes any levels',
-        )
-    size = int((exact[-1] - exact[0]) / step) + 1 if step else 1
+    width = numbers[-1] - numbers[0]
+    step = 0.0
+    for number in numbers[1:]:
+        step = _common(step, number - numbers[0], width * _ROUNDING)
+    size = round(width / step) + 1 if step else 1
     if size > LONGEST:
         raise OptionError(
-            f"{shown(numbers)} lie on a lattice of {size} numbers, and {LONGEST} are the most",
+            f"{shown(numbers)} have no common step that divides their range into {LONGEST} parts or fewer",
             hint='propagation="clt" takes any levels',
         )
-    return Lattice(numbers[0], float(step) if step else 1.0, size)
+    return Lattice(numbers[0], step or 1.0, size)
 
 
-def _common(a: Fraction, b: Fraction) -> Fraction:
-    """The largest fraction of which both are multiples."""
-    return Fraction(math.gcd(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator)
+def _common(a: float, b: float, rounding: float) -> float:
+    """The largest number of which both are multiples up to rounding, by Euclid's algorithm."""
+    while b > rounding:
+        rest = a % b
+        # A remainder just below b is one just below zero.
+        a, b = b, min(rest, b - rest)
+    return a

@@ -79,13 +79,13 @@ class _BatchNorm(Moded):
         return Gaussian(found.mean * scale + shift, found.var * square)
 
     def plain(self, mode: str, generator: torch.Generator | None) -> nn.Module:  # noqa: ARG002
-        """Torch's module, which adds eps within the root: there it is zero, and part of the running variance."""
+        """Torch's module, which adds eps within the root: (deviation + eps)^2 is a running variance, and eps^2."""
         kind = getattr(nn, type(self).__name__)
-        made: nn.Module = kind(self.num_features, 0.0, self.momentum, self.weight is not None)
+        made: nn.Module = kind(self.num_features, self.eps**2, self.momentum, self.weight is not None)
         made.to(self.running_var.device, self.running_var.dtype)
-        state = {**self.state_dict(), "running_var": (self.running_var.sqrt() + self.eps).square()}
+        state = {**self.state_dict(), "running_var": self.running_var + 2 * self.eps * self.running_var.sqrt()}
         made.load_state_dict({**made.state_dict(), **state})
-        return made.eval()
+        return made
 
     def _affine(self, like: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What means are multiplied by, what is added, and what variances are multiplied by.

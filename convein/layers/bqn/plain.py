@@ -21,8 +21,8 @@ _MOST_LEVELS = 256
 def to_plain(network: nn.Module, mode: str = MAP, generator: torch.Generator | None = None) -> nn.Module:
     """The network with numbers for weights: layers of torch in the place of Bayesian ones.
 
-    Its values are those of the network in the same mode. Batch normalisation is that of evaluation; a `SoftmaxHead`
-    becomes its softmax, a `GaussianHead` its prediction. Other modules are copied.
+    Its values are those of the network in the same mode, and it is in evaluation. A `SoftmaxHead` becomes its softmax,
+    a `GaussianHead` its prediction. Other modules are copied.
 
     Args:
         network: holds layers of this package; it is not changed.
@@ -36,15 +36,15 @@ def to_plain(network: nn.Module, mode: str = MAP, generator: torch.Generator | N
     if mode not in {SAMPLED, MAP}:
         raise OptionError(f"mode={mode!r} gives no numbers for weights", hint='"sampled" or "map"')
     if isinstance(network, Layer):
-        return network.plain(mode, generator).train(network.training)
+        return network.plain(mode, generator).eval()
     made = copy.deepcopy(network)
     # A layer that stands in several places is drawn once.
     known = {layer: layer.plain(mode, generator) for layer in made.modules() if isinstance(layer, Layer)}
     for parent in list(made.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, Layer):
-                setattr(parent, name, known[child].train(child.training))
-    return made
+                setattr(parent, name, known[child])
+    return made.eval()
 
 
 def pack(state: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:

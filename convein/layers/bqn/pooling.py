@@ -12,8 +12,9 @@ from convein.errors import OperandError, OptionError
 from convein.layers.bqn.activations import Activation, Dirac, Discrete, Gaussian, Pmf, as_activation, as_gaussian
 from convein.layers.bqn.levels import lattice
 from convein.layers.bqn.stencil import Size
-from convein.layers.bqn.sums import choose, distribution, exact, read_propagation, support
+from convein.layers.bqn.sums import choose, distribution, exact, indicators, read_propagation, support
 from convein.layers.bqn.windows import Pool
+from convein.pipeline import conv_einsum
 
 
 class _AvgPool(Pool):
@@ -75,11 +76,9 @@ class _AvgPool(Pool):
         if way == "clt":
             return None
         read = self.stencil.patches(distribution(input).unsqueeze(-2 - self.dimensions)).squeeze(-3)
-        taps = read.new_zeros(*read.shape[:-1], numbers.size)
-        for place, value in enumerate(values):
-            taps[..., numbers.index(value)] = read[..., place]
         if padded:
-            taps[..., numbers.index(0.0)] += 1 - read.sum(-1)
+            read, values = torch.cat([read, 1 - read.sum(-1, keepdim=True)], -1), (*values, 0.0)
+        taps: Tensor = conv_einsum("zc,...c->...z", indicators([list(values)], numbers, read)[:, 0], read)
         found = exact(taps, numbers, way)
         return Pmf(found.probabilities, found.lowest / count, found.step / count)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from convein.errors import OptionError, ShapeError
 from convein.layers.bqn.activations import Activation, Discrete, Gaussian, Pmf, as_activation
 from convein.layers.bqn.levels import lattice
-from convein.layers.bqn.sums import AFFORDABLE, distribution, support
+from convein.layers.bqn.sums import AFFORDABLE, distribution, indicators, support
 from convein.pipeline import conv_einsum
 
 
@@ -61,8 +60,5 @@ def _exactly(left: Discrete | Pmf, right: Discrete | Pmf) -> Pmf | None:
     except OptionError:
         return None
     p, q = distribution(left), distribution(right)
-    table = torch.zeros(numbers.size, len(first), len(second), dtype=p.dtype, device=p.device)
-    for i, a in enumerate(first):
-        for j, b in enumerate(second):
-            table[numbers.index(a + b), i, j] = 1
+    table = indicators([[a + b for b in second] for a in first], numbers, p)
     return Pmf(conv_einsum("zac,...a,...c->...z", table, p, q), numbers.lowest, numbers.step)

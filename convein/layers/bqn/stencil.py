@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -118,7 +117,7 @@ class Stencil:
 
     def reads_copies(self, sizes: Sequence[int]) -> bool:
         """Whether some output reads one entry of an input of these sizes more than once."""
-        if self.padding_mode == "zeros":
+        if self.padding_mode == "zeros" or not any(map(any, self.padding)):
             return False
         return any(
             len(set(row)) < len(row) for index, size in enumerate(sizes) for row in self._sources(index, int(size))
@@ -215,7 +214,6 @@ def each(name: str, value: Size, dimensions: int, least: int = 1) -> tuple[int, 
     return found
 
 
-@lru_cache(maxsize=256)
 def sources(
     size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int], padding_mode: str
 ) -> tuple[tuple[int, ...], ...]:

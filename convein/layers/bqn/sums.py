@@ -7,7 +7,6 @@ Methods for Neural Network Designs", University of Maryland, 2022, chapter 5.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -121,7 +120,6 @@ def support(input: Discrete | Pmf) -> tuple[float, ...]:
     return tuple(input.lowest + input.step * k for k in range(input.probabilities.shape[-1]))
 
 
-@lru_cache(maxsize=256)
 def product_lattice(levels: tuple[float, ...], values: tuple[float, ...], *, has_bias: bool, has_zero: bool) -> Lattice:
     """The numbers that a product can be, a bias and what is outside of an input among them.
 
@@ -157,18 +155,20 @@ def products(
     if stencil.pads_zeros:
         # Inside, the probabilities sum to one; what is outside is the number 0 for certain.
         read, values = torch.cat([read, 1 - read.sum(-1, keepdim=True)], -1), (*values, 0.0)
-    table = torch.zeros(numbers.size, len(levels), len(values), dtype=weight.dtype, device=weight.device)
-    for a, level in enumerate(levels):
-        for c, value in enumerate(values):
-            table[numbers.index(level * value), a, c] = 1
+    table = indicators([[level * value for value in values] for level in levels], numbers, weight)
     grouped = weight.reshape(stencil.groups, -1, stencil.fan_in, len(levels))
     taps: Tensor = conv_einsum("...gnc,gtna,zac->...gtnz", read, grouped, table)
     taps = taps.flatten(-4, -3)
     if bias is None:
         return taps
-    places = torch.tensor([numbers.index(level) for level in levels], device=bias.device)
-    alone = bias.new_zeros(stencil.outputs, numbers.size).index_copy(1, places, bias)
+    alone: Tensor = conv_einsum("za,ta->tz", indicators([list(levels)], numbers, bias)[:, 0], bias)
     return torch.cat([taps, alone.unsqueeze(1).expand(*taps.shape[:-3], -1, 1, -1)], -2)
+
+
+def indicators(table: list[list[float]], numbers: Lattice, like: Tensor) -> Tensor:
+    """T[z, a, c]: 1 where the table's entry (a, c) is number z of a lattice, else 0."""
+    places = torch.tensor([[numbers.index(value) for value in row] for row in table], device=like.device)
+    return F.one_hot(places, numbers.size).movedim(-1, 0).to(like.dtype)
 
 
 def distribution(input: Discrete | Pmf) -> Tensor:
