@@ -37,13 +37,13 @@ from convein.syntax import Dialect
 from convein.tracing import (
     DEFAULT_HINT,
     find_held,
+    gradients_asked,
     hold,
     is_proxy,
     is_symbolic,
     opaque,
     plan_shapes,
     record,
-    records_gradients,
     register,
 )
 
@@ -314,7 +314,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     mixed = any(operand.dtype != operands[0].dtype for operand in operands)
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
-    needs_grad = gradients_needed(operands, None, network) if records_gradients() else 0
+    needs_grad = gradients_needed(operands, gradients_asked(operands), network)
     wide, narrow = request.dtypes(dtype)
     device = operands[0].device.type
     rates = calibration.current(request.cost, device)

@@ -68,9 +68,15 @@ def record(function: Callable[..., Any], values: Sequence[Any], given: Mapping[s
         ) from error
 
 
-def records_gradients() -> bool:
-    """Whether gradients may be asked for; torch.jit.trace compares a trace with one without, which must be the same."""
-    return torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+def gradients_asked(operands: Sequence[torch.Tensor]) -> bool | None:
+    """Whether operands need gradients, as `grad=` of `compile`: None asks the tensors.
+
+    torch.jit.trace compares what it records with a trace without gradients: both must be planned alike, and there what
+    comes out of another layer does not say that it needs one.
+    """
+    if torch._C._get_tracing_state() is not None:
+        return all(x.is_floating_point() or x.is_complex() for x in operands)
+    return None if torch.is_grad_enabled() else False
 
 
 def is_symbolic(operands: Sequence[torch.Tensor]) -> bool:

@@ -373,6 +373,36 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(method: str, epoch: int, tmp_pat
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.pt"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_factorised_layers_go_on_bit_for_bit(method: str, tmp_path: Path) -> None:
+    """In eval mode they fold at the second call of a shape, which another run makes at another time."""
+
+    def run(batches: Any, **options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        teacher = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)))
+        student, _ = convein.tensorize(teacher, "tucker", 0.2, skip=())
+        METHODS[method](student, teacher, batches, epochs=2, progress=False, **options)
+        return student
+
+    images = [torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+    class Loader:
+        def __init__(self, last: int) -> None:
+            self.last = last
+
+        def __iter__(self) -> Iterator[Tensor]:
+            for x in images:
+                self.last -= 1
+                if not self.last:
+                    stop()
+                yield x
+
+    expected = run(images)
+    with pytest.raises(StoppedError):
+        run(Loader(3 * (3 if method == "sequential" else 1) + 2), checkpoint=tmp_path / "a")
+    assert_same(run(images, checkpoint=tmp_path / "a"), expected)
+
+
 def test_a_run_goes_on_with_the_very_objects_that_an_error_left(tmp_path: Path) -> None:
     expected, whole = distilled("sequential", Stopping())
     batches = Stopping(2, stop)

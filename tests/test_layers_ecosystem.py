@@ -148,6 +148,19 @@ def test_an_old_trace(training: bool) -> None:
         same(traced(x), module(x))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.[a-z_]+. is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+@MODES
+@pytest.mark.parametrize("form", ["tucker", "tt", "rcp"])
+def test_tracers_behind_another_layer_with_gradients(form: str, training: bool) -> None:
+    """What comes out of it needs a gradient, but not in the second trace that torch.jit.trace compares with."""
+    module = nn.Sequential(nn.Conv2d(8, 8, 1), layer(form)).train(training)
+    x = images()
+    same(torch.jit.trace(module, x)(x), module(x))
+    same(torch.fx.symbolic_trace(module)(x), module(x))
+
+
 @MODES
 @pytest.mark.parametrize("form", ["cp", "rtt"])
 def test_an_ensemble_by_vmap(form: str, training: bool) -> None:

@@ -18,7 +18,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.utils import parameters_to_vector, parametrize, prune, vector_to_parameters
 
 import convein.layers.base
+from contexts import deterministic
 from convein.layers import Conv2d, ConvEinsum, ConvTranspose2d
+from convein.layers.folding import unfolded
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,16 @@ def test_not_in_training_and_not_where_weights_need_gradients(compilations: list
     module.w2.requires_grad_(False)
     for _ in range(3):
         agree(module, x)
+    assert not compilations
+
+
+@pytest.mark.parametrize("form", ["tt", "tucker", "rcp"])
+def test_not_where_every_call_must_give_the_same_bits(form: str, compilations: list[str]) -> None:
+    module, x = Conv2d(64, 64, 3, padding=1, form=form).eval(), torch.randn(2, 64, 8, 8)
+    for where in (deterministic, unfolded):
+        with torch.no_grad(), where():
+            first = module(x)
+            assert all(torch.equal(module(x), first) for _ in range(3))
     assert not compilations
 
 

@@ -25,7 +25,7 @@ from convein.layers import Conv2d, Linear
 from convein.layers.factorised import Factorised
 from convein.tensorizing import Report, Row
 
-FULL = 1e6
+FULL = 10**6
 
 
 class Residual(nn.Module):
@@ -385,7 +385,7 @@ def test_weights_that_the_model_reads_are_seen_in_the_forward_pass() -> None:
 def test_a_layer_too_small_for_any_rank_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 20))
     _, report = convein.tensorize(model, "svd", 0.5, skip=())
-    assert reasons(report) == {"0": "rank 1 has 1.5 of its parameters"}
+    assert reasons(report) == {"0": "even rank 1 has more parameters: 1.500 times as many"}
     made, _ = convein.tensorize(model, "svd", 1, skip=())
     assert len(factorised(made)) == 2
 
@@ -747,3 +747,30 @@ def test_errors_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str],
     out, complaint = capsys.readouterr()
     assert not out
     assert words in complaint
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.[a-z_]+. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_compiled_model_is_watched_as_it_was_written(inplace: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    compiled: Any = model if inplace else torch.compile(model)
+    if inplace:
+        model.compile()
+    x = torch.randn(1, 1, 8, 8)
+    _, report = convein.tensorize(compiled, "tt", 0.3, example_inputs=x, skip=(), decompose=False)
+    assert [row.before.multiplies for row in report.rows] == [72 * 36, 576 * 16]
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+class Doubled(convein.layers.Conv2d):
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        return 2 * super().forward(*given, **named)
+
+
+def test_a_layer_that_does_more_than_torchs_is_not_densified() -> None:
+    with pytest.raises(convein.OptionError, match=r"layer 0: its class Doubled defines forward"):
+        convein.densify(nn.Sequential(Doubled(8, 8, 3)))
+    layer = convein.layers.Conv2d(8, 8, 3)
+    layer.register_forward_hook(lambda module, given, made: 2 * made)
+    with pytest.raises(convein.OptionError, match=r"layer 0: hooks are registered on it"):
+        convein.densify(nn.Sequential(layer))

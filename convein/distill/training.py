@@ -18,6 +18,7 @@ from convein.distill import checkpoint as checkpoints
 from convein.distill.blocks import check_pair
 from convein.distill.history import History
 from convein.errors import OperandError, OptionError
+from convein.layers.folding import unfolded
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ def train(run: Run, stages: Sequence[Stage]) -> History:
     if not any(losses):
         save(None)
     total, done = epochs * sum(map(bool, parameters)), sum(map(len, losses))
-    with flags_kept(run.student), flags_kept(run.teacher), _bar(run, total=total, initial=done, unit="epoch") as bar:
+    flags = flags_kept(run.student), flags_kept(run.teacher)
+    # A run that goes on is at the first call of layers that a run without a pause has called before.
+    with flags[0], flags[1], unfolded(), _bar(run, total=total, initial=done, unit="epoch") as bar:
         run.teacher.eval()
         for stage, trained, past in zip(stages, parameters, losses):
             if not trained or len(past) == epochs:

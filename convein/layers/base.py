@@ -99,7 +99,8 @@ class ConvEinsum(nn.Module):
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The weights, in the order of the operands."""
-        known: dict[str, Any] = self._parameters  # past nn.Module's slow __getattr__; what is parametrized or pruned is not there
+        # Past nn.Module's slow __getattr__; what is parametrized or pruned is not there.
+        known: dict[str, Any] = self._parameters
         return tuple([known[name] if name in known else getattr(self, name) for name in self._parts.names])
 
     def reset_parameters(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +17,34 @@ from convein.operands import is_dense
 # How many kinds of input a layer remembers.
 _REMEMBERED = 64
 
+_thread = threading.local()
+
 # Weights as they were: which objects, how often written to, and where their numbers lie.
 _State = tuple[tuple[int, int, int], ...]
+
+
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """Here no layer folds: what a call returns, to the last bit, does not depend on the calls before it."""
+    before = getattr(_thread, "unfolded", False)
+    _thread.unfolded = True
+    try:
+        yield
+    finally:
+        _thread.unfolded = before
 
 
 def may_fold(input: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether nothing here needs the weights themselves: no gradient, no graph, no change in sight.
 
-    Weights that are computed anew for every call (parametrized, pruned, passed by `functional_call`) are no parameters,
-    and change each time.
+    Nor where the same bits are wanted of every call: a folded expression adds in another order. Weights that are
+    computed anew for every call (parametrized, pruned, passed by `functional_call`) are no parameters, and change each
+    time.
     """
     return (
         is_untraced()
+        and not getattr(_thread, "unfolded", False)
+        and not torch.are_deterministic_algorithms_enabled()
         and _get_current_dispatch_mode() is None
         and type(input) in (Tensor, nn.Parameter)
         and is_dense(input)

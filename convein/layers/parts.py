@@ -13,6 +13,7 @@ from convein.equation import ELLIPSIS, Convolved, Equation, Term, composed, writ
 from convein.errors import ExpressionError, OptionError, ShapeError
 from convein.keywords import places
 from convein.options import OPTION_NAMES, as_integer, shown
+from convein.pipeline import contract_path
 from convein.request import make_request
 from convein.syntax import parse
 
@@ -68,6 +69,10 @@ def take_apart(
     """
     if not isinstance(expression, str):
         raise ExpressionError(f"a layer is made of a string, not {type(expression).__name__}: {shown(expression)}")
+    # Names that nobody knows are found now, and not at the first call.
+    words = {name: options[name] for name in ("optimize", "cost") if isinstance(options.get(name), str)}
+    if words:
+        contract_path("a,a->", (1,), (1,), **words)
     place = as_integer(input)
     equation = make_request(expression, (), {**options, "dialect": dialect})[0].equation
     terms = [term for term in equation.inputs if term.constant is None]

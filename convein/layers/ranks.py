@@ -43,7 +43,8 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
         multiple: round ranks above it down to one of its multiples; a rank that reaches its largest stays.
 
     Returns:
-        A size of at least 1 for each bond: the largest with at most that many parameters, all equal where they can be.
+        A size of at least 1 for each bond: the largest with at most that many parameters, all equal where they can be;
+        1 where even that has more.
 
     Raises:
         OptionError: the rank is none of these.
@@ -67,11 +68,16 @@ def solve(made: Factorisation, weight: Weight, rank: object, multiple: int | Non
         if number < 1:
             raise OptionError(f"rank={rank!r} is no rank", hint="a rank is at least 1")
         return sizes(number)
-    if not isinstance(rank, float) or not 0 < rank <= 1e6:  # NaN is none, too
+    if not isinstance(rank, float) or not 0 < rank <= 1:  # NaN is none, too
+        if isinstance(rank, float) and 1 < rank < math.inf:
+            hint = (
+                f"a fraction of the dense parameters is at most 1.0; a number of terms is an integer, rank={int(rank)}"
+            )
+            raise OptionError(f"rank={rank!r} is no rank", hint=hint)
         raise OptionError(
             f"rank={rank!r} is no rank",
             hint="a rank is a number for all bonds (8), a tuple with one for each, a fraction of the dense parameters "
-            '(0.1), or "same"',
+            '(0.1, at most 1.0), or "same"',
         )
     return sizes(bisect(lambda number: made.count(sizes(number)) <= rank * weight.parameters, max(caps.values())))
 
@@ -113,7 +119,11 @@ def _each(made: Factorisation, rank: Sequence[object]) -> dict[str, int]:
             f"rank={tuple(rank)!r}: form {made.form!r} has {count} ({', '.join(made.bonds) or 'none'})",
             hint="a tuple of ranks has one of at least 1 for each bond, in this order",
         )
-    return dict(zip(made.bonds, [one for one in numbers if one is not None], strict=True))
+    caps = largest(made) if made.bonds else {}
+    pairs = zip(made.bonds, numbers, strict=True)
+    return {
+        bond: number if bond in made.kept else min(number, caps[bond]) for bond, number in pairs if number is not None
+    }
 
 
 def _capper(made: Factorisation, caps: Mapping[str, int], step: int) -> Callable[[int], dict[str, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,11 @@ def observe(model: nn.Module, example_inputs: object, sites: Sequence[Site]) -> 
     arguments, named = _arguments(example_inputs)
     layers = [site.layer for site in sites]
     try:
-        with _restored(model):
+        with _restored(model), _uncompiled():
             return _on_fakes(model, arguments, named, layers)
     except Exception:  # noqa: BLE001 - whatever fake tensors cannot do, real ones can, or say what is wrong
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-        with _restored(model), torch.random.fork_rng(sorted(device.index for device in devices)):
+        with _restored(model), _uncompiled(), torch.random.fork_rng(sorted(device.index for device in devices)):
             try:
                 return _watched(lambda: model(*arguments, **named), layers)
             except ConveinError:
@@ -60,6 +61,14 @@ def observe(model: nn.Module, example_inputs: object, sites: Sequence[Site]) -> 
                     f"the model does not run on example_inputs: {type(error).__name__}: {error}",
                     hint="a tensor, a tuple of the arguments of its forward, or a dict of named ones",
                 ) from error
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Parts that are compiled run as they were written: a compiler would fail on tensors without data."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _arguments(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,16 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from convein.errors import OptionError
-from convein.layers import to_torch
+from convein.layers import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Linear,
+    to_torch,
+)
 from convein.layers.factorised import Factorised, Rank
 from convein.metering import Sample
 from convein.tensorizing.calls import Calls, observe
@@ -21,10 +30,11 @@ from convein.tensorizing.fastest import fastest
 from convein.tensorizing.figures import Figures, Forecast
 from convein.tensorizing.report import Report, Row
 from convein.tensorizing.settings import AUTO, Choice, Setting, choose, from_spec
-from convein.tensorizing.sites import Site, find_sites
+from convein.tensorizing.sites import Site, find_sites, what_is_added
 
 T = TypeVar("T")
 _DENSE = Setting("dense", 1.0)
+_FACTORISED = (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear)
 
 
 def tensorize(
@@ -112,9 +122,14 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         inplace: changes the model itself; otherwise it is copied.
 
     Raises:
-        OptionError: the model itself is the layer, and inplace is True.
+        OptionError: the model itself is the layer, and inplace is True; or a layer does more than torch's would.
     """
-    layers = [module for module in model.modules() if isinstance(module, Factorised)]
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, Factorised):
+            layers.append(module)
+            if added := what_is_added(module, _FACTORISED):
+                raise OptionError(f"layer {name}: {added}", hint="torch's layer in its place would not have that")
     if inplace and any(layer is model for layer in layers):
         raise OptionError("inplace=True: the model is itself the layer", hint="take the model that is returned")
     return _replaced(model, {layer: to_torch(layer) for layer in layers}, inplace=inplace)
@@ -147,7 +162,7 @@ def _planned(site: Site, choice: Choice, calls: Calls | None, forecast: Forecast
         return replace(row, reason=choice)
     layer = choice.made(site, decompose=False, draw=False)
     if isinstance(choice.rank, float) and layer.rate > max(choice.rank, 1.0):
-        return replace(row, reason=f"rank 1 has {layer.rate:.2g} of its parameters")
+        return replace(row, reason=f"even rank 1 has more parameters: {layer.rate:.3f} times as many")
     after = forecast.figures(layer, inputs)
     return replace(row, after=after, setting=choice, ranks=dict(layer.ranks))
 

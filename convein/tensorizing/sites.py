@@ -75,18 +75,24 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     return tuple(sites)
 
 
-def _obstacle(layer: nn.Module) -> str | None:
-    """What a factorised layer in this one's place would not have."""
+def what_is_added(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+    """What another layer in this one's place would not have: all that its class, one of `kinds`, does not have."""
     if parametrize.is_parametrized(layer):
         return "its weight is parametrized"
-    if any(is_lazy(tensor) for tensor in layer._parameters.values() if tensor is not None):
-        return "its weight has no shape before the first call"
-    if added := sorted(_defined(type(layer))):
+    if added := sorted(_defined(type(layer), kinds)):
         return f"its class {type(layer).__name__} defines {', '.join(added[:3])}{', ...' if len(added) > 3 else ''}"
     if "forward" in vars(layer):
         return "its forward was replaced"
     if any(getattr(layer, hooks) for hooks in _HOOKS):
         return "hooks are registered on it"
+    return None
+
+
+def _obstacle(layer: nn.Module) -> str | None:
+    if any(is_lazy(tensor) for tensor in layer._parameters.values() if tensor is not None):
+        return "its weight has no shape before the first call"
+    if added := what_is_added(layer, LAYERS):
+        return added
     more = [*({*layer._parameters, *layer._buffers} - {"weight", "bias"}), *layer._modules]
     if more or not isinstance(layer._parameters.get("weight"), nn.Parameter):
         return (
@@ -95,9 +101,9 @@ def _obstacle(layer: nn.Module) -> str | None:
     return None
 
 
-def _defined(kind: type) -> Iterator[str]:
-    """What a class adds to torch's layer that it is made from."""
-    base = next(one for one in kind.__mro__ if one in LAYERS)
+def _defined(kind: type, kinds: tuple[type[nn.Module], ...]) -> Iterator[str]:
+    """What a class adds to the layer that it is made from."""
+    base = next(one for one in kind.__mro__ if one in kinds)
     for one in kind.__mro__:
         if one not in base.__mro__:
             for name, value in vars(one).items():
