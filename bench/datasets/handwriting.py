@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from datasets.pictures import Split, standardised
+from datasets.pictures import Labelled, Split, standardised
 
 
 def digits() -> Split:
@@ -14,8 +14,13 @@ def digits() -> Split:
 
     Every digit has the same share of both.
     """
+    return standardised(*labelled_digits())
+
+
+def labelled_digits() -> tuple[Labelled, Labelled]:
+    """The same training and test pictures as they come: from 0 to 16."""
     source = load_digits()
     pictures = torch.tensor(source.images).unsqueeze(1)
     labels = torch.tensor(source.target)
     train, test = train_test_split(range(len(labels)), test_size=0.25, random_state=0, stratify=source.target)
-    return standardised((pictures[train], labels[train]), (pictures[test], labels[test]))
+    return (pictures[train], labels[train]), (pictures[test], labels[test])

@@ -9,6 +9,7 @@ from convein.layers.embedding import Embedding
 from convein.layers.forms import FORMS
 from convein.layers.linear import Linear
 from convein.layers.pretrained import from_conv, from_linear, to_torch
+from convein.layers.video import FramePredictor
 
 __all__ = [
     "FORMS",
@@ -28,6 +29,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "FramePredictor",
     "Linear",
     "autoregress",
     "from_conv",

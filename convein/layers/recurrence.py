@@ -198,7 +198,7 @@ class Recurrent(nn.Module, Generic[C]):
 
 
 def segments(
-    run: Callable[..., tuple[list[Tensor], S]], state: S, steps: Sequence[Tensor], checkpoint: bool | int
+    run: Callable[..., tuple[list[Tensor], S]], state: S, steps: Sequence[Any], checkpoint: bool | int
 ) -> tuple[list[Tensor], S]:
     """Runs over all steps, segment by segment.
 
