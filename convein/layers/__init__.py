@@ -9,6 +9,7 @@ from convein.layers.embedding import Embedding
 from convein.layers.forms import FORMS
 from convein.layers.linear import Linear
 from convein.layers.pretrained import from_conv, from_linear, to_torch
+from convein.layers.receptive_field import ARMAStage, field_radius, receptive_field, theoretical_radius
 from convein.layers.video import FramePredictor
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ARMA1d",
     "ARMA2d",
     "ARMA3d",
+    "ARMAStage",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -32,8 +34,11 @@ __all__ = [
     "FramePredictor",
     "Linear",
     "autoregress",
+    "field_radius",
     "from_conv",
     "from_linear",
+    "receptive_field",
+    "theoretical_radius",
     "to_torch",
     "whiten",
 ]
