@@ -6,11 +6,12 @@ STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compress test fuzz lint bench clean
+.PHONY: help demo compress arma test fuzz lint bench clean
 
 help:
 	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
 	@echo "make compress  train, tensorise and distil a network by every form: two tables, minutes on two cores"
+	@echo "make arma      what ARMA layers see, and what keeps their training stable: pictures, minutes on two cores"
 	@echo "make test      run all tests"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
 	@echo "make lint      ruff and mypy"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 compress: $(STAMP)
 	$(BIN)/python bench/compress
+
+arma: $(STAMP)
+	$(BIN)/python bench/arma
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
