@@ -79,9 +79,9 @@ def _tensorly(ours: Conv2d, implementation: str) -> nn.Module:
         factors = [parameter(factor.t()) for factor in (first, *rest)]
         weight = CPTensor(torch.ones(first.shape[0]), factors)
     elif ours.form == "tucker":
-        core = parameter(rest[1].transpose(0, 1))
+        core = parameter(rest[1])
         shape = (ours.out_channels, ours.in_channels, *ours.kernel_size)
-        weight = TuckerTensor(core, [parameter(rest[0]), parameter(first)], shape=shape, rank=tuple(core.shape))
+        weight = TuckerTensor(core, [parameter(first), parameter(rest[0])], shape=shape, rank=tuple(core.shape))
     else:
         weight = TTTensor([parameter(first.unsqueeze(0)), *map(parameter, rest[:-1]), parameter(rest[-1].unsqueeze(2))])
     layer: Any = FactorizedConv.from_factorization(weight, implementation=implementation, padding=1)

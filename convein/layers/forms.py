@@ -256,17 +256,17 @@ def _cp_form(form: str, weight: Weight, _factors: int) -> Factorisation:
 
 def _tucker_form(form: str, weight: Weight, _factors: int) -> Factorisation:
     inputs, space, outputs = _plain(modes := _modes(weight))
-    return _tucker(form, modes, [*inputs, *outputs], tuple(chain(*space)))
+    return _tucker(form, modes, [*outputs, *inputs], tuple(chain(*space)))
 
 
 def _full_tucker_form(form: str, weight: Weight, _factors: int) -> Factorisation:
     inputs, space, outputs = _plain(modes := _modes(weight))
-    return _tucker(form, modes, [*inputs, *space, *outputs], ())
+    return _tucker(form, modes, [*outputs, *inputs, *space], ())
 
 
 def _block_form(form: str, weight: Weight, factors: int) -> Factorisation:
     inputs, space, outputs = _plain(modes := _modes(weight))
-    return _tucker(form, modes, [*inputs, *outputs], tuple(chain(*space)), blocks=factors)
+    return _tucker(form, modes, [*outputs, *inputs], tuple(chain(*space)), blocks=factors)
 
 
 def _tt_form(form: str, weight: Weight, _factors: int) -> Factorisation:
