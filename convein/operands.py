@@ -119,18 +119,32 @@ def _check_equal(numbered: Sequence[tuple[int, torch.Tensor]], equation: Equatio
     for position, operand in numbered:
         other = getattr(operand, what)
         if other != first:
-            convert = f".to({str(first)!r})" if what == "device" else f".to({first})"
+            convert = f"operand {position} with .to({str(first)!r})"
+            if what == "dtype":
+                convert = _promotion((start, numbered[0][1]), (position, operand))
             raise OperandError(
                 f"operand {start} has {what} {first} and operand {position} has {what} {other}",
                 text=equation.text,
                 spans=[*_places(equation, start), *_places(equation, position)],
-                hint=f"convert one of them, for example operand {position} with {convert}"
-                + (", or call under torch.autocast" if what == "dtype" else ""),
+                hint=f"convert one of them, for example {convert}",
             )
 
 
+def _promotion(one: tuple[int, torch.Tensor], other: tuple[int, torch.Tensor]) -> str:
+    """Which of two operands to convert: never a number to one that cannot hold it, as a float to an integer."""
+    kinds = [(t.is_complex(), t.is_floating_point(), t.dtype != torch.bool) for _, t in (one, other)]
+    (position, _), (_, kept) = (one, other) if kinds[0] < kinds[1] else (other, one)
+    autocast = ", or call under torch.autocast" if _is_cast(one[1]) and _is_cast(other[1]) else ""
+    return f"operand {position} with .to({kept.dtype}){autocast}"
+
+
 def _autocast(operands: Sequence[torch.Tensor]) -> bool:
-    return all(o.is_floating_point() for o in operands) and torch.is_autocast_enabled(operands[0].device.type)
+    return all(map(_is_cast, operands)) and torch.is_autocast_enabled(operands[0].device.type)
+
+
+def _is_cast(tensor: torch.Tensor) -> bool:
+    """Whether torch.autocast converts such a tensor: float64 it leaves as it is."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def _hint(operand: object, operands: Sequence[object]) -> str:

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Final
 
+import numpy as np
+
 from convein.errors import OptionError
 
 Padding = str | int | tuple[int, int]
@@ -141,6 +143,11 @@ def as_integer(value: object) -> int | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return number if abs(number) < 2**62 else None
+
+
+def of_python(value: object) -> object:
+    """A floating point number of numpy as Python's, by its digits: np.float32(0.1) is 0.1. All else as it is."""
+    return float(str(value)) if isinstance(value, np.floating) else value
 
 
 def _as_count(name: str, value: object) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -586,8 +587,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "word": ({"skip": "frist"}, 'skip: "frist" matches no convolution or linear layer\n\ndid you mean "first"'),
     "value": ({"overrides": {"down": "tt"}}, 'overrides of "down" is "tt"\n\na dict, as {"rank": 0.2}, or None'),
-    "name": ({"overrides": {"down": {"ranks": 3}}}, "there is no option ranks=3\n\ndid you mean rank?"),
-    "keyword": ({"optimise": "greedy"}, 'there is no option optimise="greedy"\n\ndid you mean optimize?'),
+    "name": ({"overrides": {"down": {"ranks": 3}}}, "ranks=3: tensorize has no such option\n\ndid you mean rank?"),
+    "keyword": ({"optimise": "greedy"}, 'optimise="greedy": tensorize has no such option\n\ndid you mean optimize?'),
     "form": ({"form": "tuckr"}, "form='tuckr'\n\ndid you mean 'tucker'?"),
     "auto": ({"form": "auto"}, "form='auto' without example_inputs\n\nwhich form is fastest depends on"),
     "fraction": (
@@ -663,6 +664,66 @@ def test_a_model_that_asks_for_values_runs_on_real_tensors() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_nothing_is_skipped_without_words(cnn: Cnn) -> None:
+    made, _ = convein.tensorize(cnn, "svd", 0.3, skip=None, decompose=False)
+    assert len(factorised(made)) == 6
+
+
+def test_a_layer_that_cannot_have_the_form_is_left_alone(cnn: Cnn, images: Tensor) -> None:
+    made, report = convein.tensorize(cnn, "interleaved", example_inputs=images, decompose=False, skip=())
+    assert reasons(report) == {"down": "form='interleaved' cannot have groups=2"}
+    assert set(factorised(made)) == {"head", "stem", "block.conv", "up", "middle"}
+    assert made(images).shape == cnn(images).shape
+    again, _ = convein.tensorize(cnn, spec=through_json(report), decompose=False)
+    assert factorised(again) == factorised(made)
+    even = nn.Sequential(nn.Conv1d(4, 4, 2), nn.Conv1d(4, 4, 3))
+    _, dry = convein.tensorize(even, "interleaved", skip=(), dry_run=True)
+    assert reasons(dry) == {"0": "form='interleaved' cannot have kernel_size=(2,)"}
+
+
+def test_a_weight_that_torch_does_not_copy() -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.utils.weight_norm(nn.Linear(4, 4))
+    model, x = nn.Sequential(nn.Sequential(old), nn.Linear(4, 4), nn.Linear(4, 4)), torch.ones(2, 4)
+    before = model(x)
+    for change in (convein.tensorize, convein.densify):
+        with pytest.raises(convein.OptionError, match=r"0\.0\.weight of the model is computed from other tensors"):
+            change(model)
+    _, report = convein.tensorize(model, "svd", skip="2", dry_run=True)
+    made, _ = convein.tensorize(model, "svd", FULL, skip="2", inplace=True)
+    assert made is model
+    assert set(factorised(made)) == {row.layer for row in report.rows if row.form} == {"1"}
+    close(made(x), before)
+
+
+@pytest.mark.parametrize(
+    ("first", "example"),
+    [
+        (nn.Linear(7, 4), "torch.randn(1, 7)"),
+        (nn.Conv1d(3, 4, 3), "torch.randn(1, 3, 1000)"),
+        (nn.ConvTranspose2d(3, 4, 3), "torch.randn(1, 3, 224, 224)"),
+        (nn.Conv3d(3, 4, 3), "torch.randn(1, 3, 16, 112, 112)"),
+        (nn.Embedding(9, 4), "torch.randint(9, (1, 128))"),
+    ],
+)
+def test_inputs_are_proposed_that_the_model_takes(first: nn.Module, example: str) -> None:
+    with pytest.raises(convein.OptionError) as raised:
+        convein.tensorize(nn.Sequential(nn.Sequential(first), nn.Linear(4, 4)), "auto", skip=())
+    assert str(raised.value).endswith(f": example_inputs={example}")
+
+
+def test_nothing_is_logged_where_shapes_do_not_fit(cnn: Cnn, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(caplog.handler)
+    try:
+        with pytest.raises(convein.OptionError, match="does not run on example_inputs"):
+            convein.tensorize(cnn, example_inputs=torch.ones(1, 4, 12, 12), dry_run=True)
+        assert not caplog.records
+        assert not log.disabled
+    finally:
+        log.removeHandler(caplog.handler)
+
+
 # The command line.
 
 NETWORKS = """
@@ -684,6 +745,14 @@ number = 3
 
 def nothing():
     return None
+
+
+def wide(width, depth=2):
+    return nn.Linear(width, width)
+
+
+def broken():
+    return nn.Linear(4)
 """
 
 
@@ -733,6 +802,12 @@ def test_the_options_of_the_command(folder: Path, capsys: pytest.CaptureFixture[
         ("some_network:small", "some_network:small: No module named 'some_network'"),
         ("some_networks:smal", "there is no smal in some_networks\n\ndid you mean small?"),
         ("some_networks:nothing", "some_networks:nothing gives a NoneType\n\nan nn.Module, or a function"),
+        (
+            "some_networks:wide",
+            "some_networks:wide cannot be called without arguments: missing a required argument: 'width'",
+        ),
+        ("some_networks:nn.Conv2d", "some_networks:nn.Conv2d cannot be called without arguments: missing"),
+        ("some_networks:nn.functional.relu", "name a function that takes none: def small(): return Network(10)"),
         ("some_networks:number", "some_networks:number gives a int"),
         ("some_networks:small --input 1,x", "--input 1,x\n\na shape is written 1,3,224,224"),
         ("some_networks:small --input 1,3:pixels", "--input 1,3:pixels\n\na shape is written 1,3,224,224"),
@@ -747,6 +822,12 @@ def test_errors_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str],
     out, complaint = capsys.readouterr()
     assert not out
     assert words in complaint
+
+
+def test_a_mistake_within_a_factory_is_its_own(folder: Path) -> None:
+    assert folder
+    with pytest.raises(TypeError, match="out_features"):
+        main(["tensorize", "some_networks:broken"])
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.[a-z_]+. is deprecated:DeprecationWarning")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from convein.dialect import Dialect
-from convein.errors import OptionError
+from convein.errors import ConveinError, OperandError, OptionError
 from convein.expression import Expression
 from convein.layers.bias import biased
 from convein.layers.folding import Folds, are_learning, may_fold
 from convein.layers.initial import Init, draw, standard_deviation
+from convein.layers.misfits import input_of_another_kind
 from convein.layers.parts import Parts, bias_parts, take_apart
 from convein.pipeline import compile, conv_einsum  # noqa: A004
 from convein.request import freeze
@@ -129,7 +130,8 @@ class ConvEinsum(nn.Module):
         return self._biased(self._value(input, self._parts.text))
 
     def _biased(self, result: Tensor) -> Tensor:
-        bias = self.bias
+        known: dict[str, Any] = self._parameters
+        bias = known["bias"] if "bias" in known else self.bias  # noqa: SIM401 - as for the weights
         return result if bias is None else biased(result, bias.view(self._bias_view))
 
     def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
@@ -137,16 +139,26 @@ class ConvEinsum(nn.Module):
         weights, place, given = self.weights, self._parts.input, self._parts.given
         if more:
             given = {**given, **more}
-        if not self.training and may_fold(input, weights):
-            call = (text, freeze(more)) if more else text
-            folded = self._folds.find(call, input, weights, lambda fixed: self._fold(input, fixed, text, given))
-            if folded is not None:
-                found: Tensor = folded(input)
-                return found
-        elif not self.training and are_learning(weights):
-            self._folds.clear()
-        value: Tensor = conv_einsum(text, *weights[:place], input, *weights[place:], **given)
+        try:
+            if not self.training and may_fold(input, weights):
+                call = (text, freeze(more)) if more else text
+                folded = self._folds.find(call, input, weights, lambda fixed: self._fold(input, fixed, text, given))
+                if folded is not None:
+                    found: Tensor = folded(input)
+                    return found
+            elif not self.training and are_learning(weights):
+                self._folds.clear()
+            value: Tensor = conv_einsum(text, *weights[:place], input, *weights[place:], **given)
+        except ConveinError as error:
+            plain = self._misfit(input, error)
+            if plain is None:
+                raise
+            raise plain from None
         return value
+
+    def _misfit(self, input: Tensor, error: ConveinError) -> ConveinError | None:
+        """What is wrong with an input, in words that need no expression; None where the error itself says it best."""
+        return input_of_another_kind(input, self.weights) if isinstance(error, OperandError) else None
 
     def _fold(
         self, input: Tensor | Sequence[int], fixed: Sequence[Tensor], text: str, given: Mapping[str, Any]

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from convein.errors import OptionError, ShapeError
+from convein.errors import ConveinError, OptionError, ShapeError
 from convein.layers.factorised import Factorised, Rank
 from convein.layers.forms import SPATIAL, Weight
 from convein.layers.initial import Init
+from convein.layers.misfits import input_below_the_kernel, input_of_another_shape
 from convein.layers.parts import without_output_padding
 from convein.options import as_integer, shown
 
@@ -89,6 +90,13 @@ class _ConvNd(Factorised):
                 hint=f"a number from {least}, or {self.dimensions} of them: one for each dimension",
             )
         return tuple(one for one in numbers if one is not None)
+
+    def _misfit(self, input: Tensor, error: ConveinError) -> ConveinError | None:
+        found = super()._misfit(input, error)
+        if found is not None or self.transposed or self.padding == "same" or not isinstance(error, ShapeError):
+            return found
+        padding = (0,) * self.dimensions if isinstance(self.padding, str) else self.padding
+        return input_below_the_kernel(type(self).__name__, self.kernel_size, padding, self.dilation, input)
 
     def extra_repr(self) -> str:
         """Torch's arguments, then the form."""
@@ -189,10 +197,13 @@ class _ConvTransposeNd(_ConvNd):
             output_size: the spatial sizes of the output, or its whole shape; it takes the place of `output_padding`.
 
         Raises:
-            ShapeError: no output_padding gives this size.
+            ShapeError: no output_padding gives this size, or the input does not fit.
         """
         if output_size is None:
             return super().forward(input)
+        kind, space = type(self).__name__, SPATIAL[self.dimensions]
+        if wrong := input_of_another_shape(kind, self.in_channels, space, input):
+            raise wrong
         found = self._paddings(input.shape[-self.dimensions :], output_size)
         return self._biased(self._value(input, self._open_text, output_padding=found))
 

@@ -17,10 +17,12 @@ from convein.layers import decompositions
 from convein.layers.base import ConvEinsum
 from convein.layers.conv import positive
 from convein.layers.initial import draw
+from convein.layers.misfits import OF_THE_PLAN, arguments_of, unknown_option
 from convein.layers.ranks import bisect, even_factors
-from convein.options import as_integer
+from convein.options import as_integer, of_python
 from convein.pipeline import conv_einsum
 
+_OWN = ("form", "rank", "factors")
 _REFUSED = {
     "max_norm": "it shortens rows in place, and a factorised table has no rows of its own",
     "scale_grad_by_freq": "a factor's slice serves many rows, which occur differently often",
@@ -68,6 +70,9 @@ class Embedding(ConvEinsum):
         factors: int = 3,
         **options: Any,
     ) -> None:
+        for name, value in options.items():
+            if name not in ("init", "names", *OF_THE_PLAN):
+                raise unknown_option("Embedding", name, value, _OWN, arguments_of(type(self), _OWN))
         asked = {"max_norm": max_norm, "scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
         for name, value in asked.items():
             if value:
@@ -231,6 +236,7 @@ def _solved(
     number = as_integer(rank)
     if number is not None and number > 0:
         return number
+    rank = of_python(rank)
     if not isinstance(rank, float) or not 0 < rank <= 1e6:
         raise OptionError(f"rank={rank!r}", hint="a rank from 1, or a fraction of the table's entries (0.1)")
 

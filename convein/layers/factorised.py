@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from convein.equation import composed
-from convein.errors import OptionError
+from convein.errors import ConveinError, ShapeError
 from convein.layers.base import ConvEinsum
-from convein.layers.forms import Factorisation, Weight, factorise
+from convein.layers.forms import SPATIAL, Factorisation, Weight, factorise
+from convein.layers.misfits import OF_THE_PLAN, arguments_of, input_of_another_shape, unknown_option
 from convein.layers.ranks import solve
-from convein.options import OPTION_NAMES, shown
+from convein.options import of_python
 
-# What a layer of torch's kind decides itself.
-_FIXED = {*OPTION_NAMES, "sizes", "convolved", "dialect", "input"}
+_OWN = ("form", "rank", "factors", "multiple", "init")
+# What the classes hand on besides the planning options.
+_HANDED_ON = ("init", "device", "dtype", "names")
 
 Rank = int | float | str | tuple[int, ...]
 
@@ -43,17 +45,15 @@ class Factorised(ConvEinsum):
         **given: Any,
     ) -> None:
         for name, value in given.items():
-            if name in _FIXED:
-                raise OptionError(
-                    f"{name}={shown(value)}: {type(self).__name__} has no such option",
-                    hint="besides torch's arguments it takes those that say how it is planned; ConvEinsum takes all",
-                )
+            if name not in (*_HANDED_ON, *OF_THE_PLAN):
+                kind = type(self)
+                raise unknown_option(kind.__name__, name, value, _OWN, arguments_of(kind, _OWN))
         self.form = form
         self.factors = factors
         self.dense = weight
         self.error: float | None = None
         self.factorisation: Factorisation = factorise(form, weight, factors)
-        self.ranks: dict[str, int] = solve(self.factorisation, weight, rank, multiple)
+        self.ranks: dict[str, int] = solve(self.factorisation, weight, of_python(rank), multiple)
         super().__init__(
             self.factorisation.layer,
             {**self.factorisation.sizes, **self.ranks},
@@ -74,6 +74,26 @@ class Factorised(ConvEinsum):
             return value.reshape(weight.shape)
         parts = (weight.groups, weight.outputs // weight.groups, weight.inputs // weight.groups, *weight.kernel)
         return value.reshape(parts).transpose(1, 2).reshape(weight.shape)
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """As for every module, with a word on the one attribute that torch's layer has and this one cannot have."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "weight":
+                raise
+        kind, factors = type(self).__name__, ", ".join(self._parts.names)
+        raise AttributeError(
+            f"{kind} has no weight of its own: dense_weight() computes it, and its factors are weights ({factors})",
+            name=name,
+            obj=self,
+        )
+
+    def _misfit(self, input: Tensor, error: ConveinError) -> ConveinError | None:
+        if isinstance(error, ShapeError):
+            space = SPATIAL[len(self.dense.kernel)]
+            return input_of_another_shape(type(self).__name__, self.dense.inputs, space, input)
+        return super()._misfit(input, error)
 
     def _repr_form(self) -> str:
         ranks = ", ".join(f"{bond}={size}" for bond, size in self.ranks.items())

@@ -117,10 +117,27 @@ def factorise(form: str, weight: Weight, factors: int) -> Factorisation:
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise OptionError(f"form={form!r}: there is no such form", hint=f"{meant}a form is one of {', '.join(FORMS)}")
     if isinstance(factors, bool) or not isinstance(factors, int) or not 1 <= factors <= 8:
-        raise OptionError(
-            f"factors={factors!r} is no number of factors", hint="channels are taken apart into 1 to 8 factors"
-        )
+        blocks = form == "block-term"
+        what = "'block-term' is a sum of 1 to 8 terms" if blocks else "channels are taken apart into 1 to 8 factors"
+        raise OptionError(f"factors={factors!r} is no number of {'terms' if blocks else 'factors'}", hint=what)
+    if error := misfit(form, weight):
+        raise error
     return FORMS[form](form, weight, factors)
+
+
+def misfit(form: str, weight: Weight) -> OptionError | None:
+    """Why a weight cannot have a form; None where it can, as it can every form but one."""
+    if form != "interleaved":
+        return None
+    if weight.groups > 1:
+        return OptionError(
+            f"form={form!r} cannot have groups={weight.groups}", hint="its own groups are the factors of the channels"
+        )
+    if any(size % 2 == 0 for size in weight.kernel):
+        return OptionError(
+            f"form={form!r} cannot have kernel_size={weight.kernel}", hint="two equal filters make one of an odd size"
+        )
+    return None
 
 
 def _term(term: Node) -> str:
@@ -303,14 +320,6 @@ def _rtr_form(form: str, weight: Weight, factors: int) -> Factorisation:
 
 def _interleaved_form(form: str, weight: Weight, _factors: int) -> Factorisation:
     """Two grouped convolutions, the groups of the second across those of the first (eq. 3.3)."""
-    if weight.groups > 1:
-        raise OptionError(
-            f"form={form!r} cannot have groups={weight.groups}", hint="its own groups are the factors of the channels"
-        )
-    if any(size % 2 == 0 for size in weight.kernel):
-        raise OptionError(
-            f"form={form!r} cannot have kernel_size={weight.kernel}", hint="two equal filters make one of an odd size"
-        )
     # The two filters together reach as far as the kernel does.
     halves = tuple((size + 1) // 2 for size in weight.kernel)
     modes = _modes(replace(weight, kernel=halves), 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -176,7 +176,7 @@ def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]
     for mode, size in sizes.items():
         number = as_integer(size)
         if mode not in modes or mode == ELLIPSIS:
-            raise OptionError(f"sizes names {mode!r}, which is no mode of {equation}")
+            raise OptionError(f"sizes names {mode!r}, which is no mode of {equation}", hint=_spelling(mode, modes))
         if number is None or number < 1:
             raise OptionError(f"sizes: mode {mode} has {size!r}", hint="a size is a number from 1")
         known[mode] = number
@@ -190,6 +190,15 @@ def _known(equation: Equation, weights: Sequence[Term], sizes: Mapping[str, int]
             hint='every mode of a weight has a size: sizes={"s": 64, ...}; of a convolved mode it is the filter\'s',
         )
     return known
+
+
+def _spelling(name: object, modes: Iterable[str]) -> str:
+    """How a mode of this name is written, or those that there are."""
+    if isinstance(name, str) and name[:1] == "(" and name[1:-1] in modes:
+        return f'a name stands without parentheses there: "{name[1:-1]}"'
+    if isinstance(name, str) and len(name) > 1 and set(name) <= set(modes):
+        return f"one letter is one mode, and a longer name stands in parentheses: ({name})"
+    return f"the modes are {', '.join(mode for mode in modes if mode != ELLIPSIS)}"
 
 
 def _open(equation: Equation, weights: Sequence[Term], known: Mapping[str, int]) -> dict[str, int]:

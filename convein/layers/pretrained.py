@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from convein.errors import OptionError
 from convein.layers import decompositions
@@ -64,7 +65,8 @@ def from_conv(
         OptionError: this is no such layer, or what does not fit.
     """
     if isinstance(module, nn.Linear) or not isinstance(module, tuple(_OURS)):
-        raise OptionError(f"from_conv takes torch's convolutions, not {type(module).__name__}")
+        raise _misplaced("from_conv takes torch's convolutions", module)
+    _check_sizes(module)
     return _factorised(module, form, rank, factors, multiple, decompose, seed, options)
 
 
@@ -85,7 +87,8 @@ def from_linear(
         OptionError: this is no such layer, or what does not fit.
     """
     if not isinstance(module, nn.Linear):
-        raise OptionError(f"from_linear takes nn.Linear, not {type(module).__name__}")
+        raise _misplaced("from_linear takes nn.Linear", module)
+    _check_sizes(module)
     return _factorised(module, form, rank, factors, multiple, decompose, seed, options)
 
 
@@ -112,17 +115,36 @@ def to_torch(layer: Factorised) -> nn.Module:
     return module
 
 
+def _misplaced(taken: str, module: object) -> OptionError:
+    if isinstance(module, type):
+        return OptionError(f"{taken}, not the class {module.__name__}", hint="make a layer of it first")
+    kind = type(module).__name__
+    if isinstance(module, Factorised):
+        hint: str | None = f"it is factorised already, as form={module.form!r}; to_torch makes torch's layer of it"
+    elif isinstance(module, nn.Linear):
+        hint = "from_linear takes it"
+    elif isinstance(module, tuple(_OURS)):
+        hint = "from_conv takes it"
+    else:
+        hint = "convein.tensorize takes whole models" if isinstance(module, nn.Module) else None
+    return OptionError(f"{taken}, not {kind}", hint=hint)
+
+
+def _check_sizes(module: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in module._parameters.values() if tensor is not None):
+        raise OptionError(
+            f"{type(module).__name__} has no sizes yet", hint="run it once first: its first input tells them"
+        )
+
+
 def _factorised(
     module: nn.Module, form: str, rank: Rank, factors: int, multiple: int | None, decompose: bool, seed: int,
     options: Mapping[str, Any],
 ) -> Factorised:  # fmt: skip
     ours = next(ours for theirs, ours in _OURS.items() if isinstance(module, theirs))
     weight: Tensor = module.weight  # type: ignore[assignment]
-    if form == "interleaved" and decompose:
-        raise OptionError(
-            "form='interleaved' of a trained layer",
-            hint="its weights cannot make every dense weight: draw them, decompose=False",
-        )
+    if decompose:
+        check_decomposable(form)
     if decompose and "init" in options:
         raise OptionError(
             f"init={options['init']!r} of a decomposed layer", hint="only drawn factors have one: decompose=False"
@@ -142,6 +164,28 @@ def _factorised(
         mine.requires_grad_(weight.requires_grad)
     _take_over(module, layer)
     return layer
+
+
+def check_decomposable(form: str) -> None:
+    """Whether factors of this form can be found for a given weight.
+
+    Raises:
+        OptionError: they can be drawn only.
+    """
+    if form == "interleaved":
+        raise OptionError(
+            "form='interleaved' of a trained layer",
+            hint="its weights cannot make every dense weight: draw them, decompose=False",
+        )
+
+
+def weight_of(module: nn.Module) -> Weight:
+    """What the weight of one of torch's layers is."""
+    given: dict[str, Any] = _arguments(module)
+    if isinstance(module, nn.Linear):
+        return Weight(*given.values())
+    transposed = bool(getattr(module, "transposed", False))
+    return Weight(given["in_channels"], given["out_channels"], given["kernel_size"], given["groups"], transposed)
 
 
 def _arguments(module: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -47,7 +48,7 @@ def observe(model: nn.Module, example_inputs: object, sites: Sequence[Site]) -> 
     arguments, named = _arguments(example_inputs)
     layers = [site.layer for site in sites]
     try:
-        with _restored(model), _uncompiled():
+        with _restored(model), _uncompiled(), _unlogged():
             return _on_fakes(model, arguments, named, layers)
     except Exception:  # noqa: BLE001 - whatever fake tensors cannot do, real ones can, or say what is wrong
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
@@ -130,6 +131,18 @@ class _Watch(TorchFunctionMode):
             if owner is not None and owner not in self.running:
                 self.elsewhere.add(owner)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the lines that torch logs where fake tensors fail: real ones are tried then."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,25 @@ def _model(text: str) -> nn.Module:
             hint = f"did you mean {close[0]}?" if close else None
             raise OptionError(f"{text}: there is no {part} in {getattr(found, '__name__', name)}", hint=hint)
         found = getattr(found, part)
-    model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    model = found if isinstance(found, nn.Module) or not callable(found) else _called(found, text)
     if not isinstance(model, nn.Module):
         raise OptionError(f"{text} gives a {type(model).__name__}", hint="an nn.Module, or a function that returns one")
     return model
+
+
+def _called(factory: Callable[..., Any], text: str) -> Any:
+    """What a factory returns. What goes wrong within it is its own."""
+    try:
+        wanted = inspect.signature(factory)
+        wanted.bind()
+    except ValueError:  # a function of C says nothing of its arguments
+        pass
+    except TypeError as error:
+        raise OptionError(
+            f"{text} cannot be called without arguments: {error}",
+            hint="name a function that takes none: def small(): return Network(10)",
+        ) from error
+    return factory()
 
 
 def _input(text: str) -> torch.Tensor:

@@ -24,6 +24,7 @@ from convein.layers import (
     to_torch,
 )
 from convein.layers.factorised import Factorised, Rank
+from convein.layers.pretrained import check_decomposable
 from convein.metering import Sample
 from convein.tensorizing.calls import Calls, observe
 from convein.tensorizing.fastest import fastest
@@ -31,6 +32,7 @@ from convein.tensorizing.figures import Figures, Forecast
 from convein.tensorizing.report import Report, Row
 from convein.tensorizing.settings import AUTO, Choice, Setting, choose, from_spec
 from convein.tensorizing.sites import Site, find_sites, what_is_added
+from convein.tensorizing.subject import check_model, example_of
 
 T = TypeVar("T")
 _DENSE = Setting("dense", 1.0)
@@ -43,7 +45,7 @@ def tensorize(
     rank: Rank = 0.1,
     *,
     example_inputs: Any = None,
-    skip: Sequence[str] | str = ("first", "last"),
+    skip: Sequence[str] | str | None = ("first", "last"),
     overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
     factors: int = 3,
     multiple: int | None = None,
@@ -69,7 +71,8 @@ def tensorize(
         example_inputs: a tensor, a tuple of arguments or a dict of named ones. One forward pass in evaluation mode, on
             tensors without data where the model allows it, tells multiplications, times and saved memory.
         skip: layers that are left alone: names, patterns of fnmatch, and "first" and "last" of those that could be
-            replaced, in the order of the forward pass with `example_inputs`, else of `named_modules`.
+            replaced, in the order of the forward pass with `example_inputs`, else of `named_modules`. What is given
+            takes the place of the default; None and () skip nothing.
         overrides: other values for the layers of a pattern, `{"layer4.*": {"form": "tt", "rank": 0.05}, "head": None}`;
             later ones refine earlier ones, and None leaves alone. "first" and "last" do not skip a layer that has an
             override under its own name.
@@ -88,6 +91,7 @@ def tensorize(
     Raises:
         OptionError: what does not fit, with the name of the layer.
     """
+    check_model(model, "tensorize", copied=not (inplace or dry_run))
     base = Setting(form, rank, factors, multiple, seed).changed(planning)
     sites = find_sites(model)
     if inplace and not dry_run and any(site.layer is model for site in sites):
@@ -97,14 +101,19 @@ def tensorize(
         sites = _in_order(sites, calls)
     if spec is None:
         choices = choose(sites, base, skip, overrides)
-    elif (base, tuple(skip), overrides) != (Setting(), ("first", "last"), None):
+    elif (base, tuple(skip or ()), overrides) != (Setting(), ("first", "last"), None):
         raise OptionError("spec= was given with form, rank, skip, overrides or options", hint="the spec says it all")
     else:
         choices = from_spec(sites, spec)
+    if calls is None:
+        _check_inputs_are_not_needed(model, choices)
     forecast = Forecast(model.training)
     rows = [_planned(site, choices[site], calls, forecast) for site in _bar(sites, "convein plans layers")]
     if dry_run:
         return model, Report(tuple(rows), model.training)
+    if decompose:
+        for name in dict.fromkeys(row.form for row in rows if row.form):
+            check_decomposable(name)
     made: dict[nn.Module, nn.Module] = {}
     for place, (site, row) in enumerate(_bar(list(zip(sites, rows, strict=True)), "convein makes layers")):
         if row.setting is not None:
@@ -124,6 +133,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         OptionError: the model itself is the layer, and inplace is True; or a layer does more than torch's would.
     """
+    check_model(model, "densify", copied=not inplace)
     layers = []
     for name, module in model.named_modules():
         if isinstance(module, Factorised):
@@ -157,9 +167,11 @@ def _planned(site: Site, choice: Choice, calls: Calls | None, forecast: Forecast
     before = _before(site, inputs, forecast)
     row = Row(site.name, site.names[1:], type(site.layer).__name__, before, before)
     if isinstance(choice, Setting) and choice.form == AUTO:
-        choice = _fastest(site, choice, inputs, before, forecast)
+        choice = fastest(site, choice, inputs or (), before.time or 0.0, forecast)
     if isinstance(choice, str):
         return replace(row, reason=choice)
+    if reason := choice.obstacle(site):
+        return replace(row, reason=reason)
     layer = choice.made(site, decompose=False, draw=False)
     if isinstance(choice.rank, float) and layer.rate > max(choice.rank, 1.0):
         return replace(row, reason=f"even rank 1 has more parameters: {layer.rate:.3f} times as many")
@@ -173,15 +185,13 @@ def _before(site: Site, inputs: Sequence[Sample] | None, forecast: Forecast) -> 
     return Figures(sum(0 if is_lazy(parameter) else parameter.numel() for parameter in site.layer.parameters()))
 
 
-def _fastest(
-    site: Site, asked: Setting, inputs: Sequence[Sample] | None, before: Figures, forecast: Forecast
-) -> Choice:
-    if inputs is None or before.time is None:
-        raise OptionError(
-            f"layer {site.name}: form='auto' without example_inputs",
-            hint="which form is fastest depends on the sizes of the inputs: example_inputs=torch.randn(1, 3, 224, 224)",
-        )
-    return fastest(site, asked, inputs, before.time, forecast)
+def _check_inputs_are_not_needed(model: nn.Module, choices: Mapping[Site, Choice]) -> None:
+    for site, choice in choices.items():
+        if isinstance(choice, Setting) and choice.form == AUTO:
+            raise OptionError(
+                f"layer {site.name or 'itself'}: form='auto' without example_inputs",
+                hint=f"which form is fastest depends on the sizes of the inputs: {example_of(model)}",
+            )
 
 
 def _replaced(model: nn.Module, made: Mapping[nn.Module, nn.Module], *, inplace: bool) -> nn.Module:

@@ -14,16 +14,18 @@ from torch import nn
 from convein.errors import ConveinError, OptionError
 from convein.layers import FORMS, from_conv, from_linear
 from convein.layers.factorised import Factorised, Rank
-from convein.options import shown
-from convein.request import PLANNING
+from convein.layers.forms import misfit
+from convein.layers.misfits import OF_THE_PLAN, unknown_option
+from convein.layers.pretrained import weight_of
+from convein.options import of_python, shown
 from convein.tensorizing.sites import Site
 
 AUTO = "auto"
 # Words in `skip` that are places.
 WORDS = ("first", "last")
 _OF_THE_FORM = ("form", "rank", "factors", "multiple", "seed")
-# Planning options that a layer takes; the others belong to its expression.
-_OF_THE_PLAN = tuple(name for name in PLANNING if name not in ("sizes", "convolved", "dialect"))
+# The other arguments of tensorize, which may be misspelt, too.
+_OF_THE_CALL = ("example_inputs", "skip", "overrides", "decompose", "inplace", "dry_run", "spec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Setting:
     planning: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", of_python(self.rank))
         if self.form not in (*FORMS, AUTO):
             close = get_close_matches(str(self.form).lower(), [*FORMS, AUTO], 1)
             raise OptionError(
@@ -52,16 +55,16 @@ class Setting:
             OptionError: there is no such value.
         """
         for name in given:
-            known = (*_OF_THE_FORM, *_OF_THE_PLAN)
-            if name not in known:
-                close = get_close_matches(str(name).lower(), known, 1)
-                raise OptionError(
-                    f"there is no option {name}={shown(given[name])}",
-                    hint=f"did you mean {close[0]}?" if close else f"a layer has {', '.join(known)}",
-                )
-        planning = {name: value for name, value in given.items() if name in _OF_THE_PLAN}
+            if name not in (*_OF_THE_FORM, *OF_THE_PLAN):
+                raise unknown_option("tensorize", str(name), given[name], _OF_THE_FORM, _OF_THE_CALL)
+        planning = {name: value for name, value in given.items() if name in OF_THE_PLAN}
         form: dict[str, Any] = {name: value for name, value in given.items() if name in _OF_THE_FORM}
         return replace(self, **form, planning={**self.planning, **planning})
+
+    def obstacle(self, site: Site) -> str | None:
+        """Why a layer cannot have this form."""
+        error = misfit(self.form, weight_of(site.layer))
+        return None if error is None else error.message
 
     def made(self, site: Site, *, decompose: bool, draw: bool = True) -> Factorised:
         """The factorised layer; with `draw` and `decompose` False, its weights have no values.
@@ -88,7 +91,7 @@ Choice = Setting | str
 
 
 def choose(
-    sites: Sequence[Site], base: Setting, skip: Sequence[str] | str, overrides: Mapping[str, Any] | None
+    sites: Sequence[Site], base: Setting, skip: Sequence[str] | str | None, overrides: Mapping[str, Any] | None
 ) -> dict[Site, Choice]:
     """What every layer gets, or why it is left alone.
 
@@ -98,13 +101,13 @@ def choose(
     Args:
         sites: in the order that "first" and "last" mean.
         base: for all layers.
-        skip: patterns and words.
+        skip: patterns and words; None is none of them.
         overrides: from a pattern to the values of a Setting, or None.
 
     Raises:
         OptionError: a pattern that matches no layer, or no such value.
     """
-    words = (skip,) if isinstance(skip, str) else tuple(skip)
+    words = (skip,) if isinstance(skip, str) else tuple(skip or ())
     special = dict(overrides or {})
     for what, pattern in [
         *(("skip", word) for word in words if word not in WORDS),
