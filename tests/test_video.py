@@ -22,6 +22,9 @@ from convein.layers import ConvLSTMCell, FramePredictor
 from convein.layers.sampling import SamplingSchedule, draw_forced, frame_loss, train_step
 from convein.metering import LiveMemory
 from datasets.moving import digit_pictures, moving_digits, reflected, scaled
+from video import command, costs, experiment
+from video.experiment import KINDS, Experiment, Quality
+from video.picture import framed
 
 DOUBLE = torch.float64
 
@@ -315,3 +318,87 @@ def test_digits_of_mnist_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not hold MNIST"):
         digit_pictures(folder=tmp_path / "elsewhere")
     same(scaled(torch.full((1, 1, 8, 8), 0.5), 28), torch.full((1, 28, 28), 0.5), 1e-6)
+
+
+# The example
+
+TINY = Experiment(videos=4, held_back=4, batch=2, epochs=1, hidden=(2,), kernel=3, order=2, steps=2, rank=1, future=2)
+
+
+def test_quality_is_what_the_formulas_say() -> None:
+    true = torch.rand(2, 3, 1, 12, 12)
+    predicted = true + 0.1 * torch.randn_like(true)
+    found = experiment.quality(predicted, true)
+    errors = (predicted.clamp(0, 1) - true).square().mean((2, 3, 4))
+    assert found.mse == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert found.psnr == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-4)
+    assert 0.5 < found.ssim < 1
+    assert experiment.quality(true[:1], true[:1]).ssim == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_always_comes_to_the_same(kind: str) -> None:
+    ticks: list[None] = []
+    first, second = (experiment.attempt(TINY, kind, 0, lambda: ticks.append(None)) for _ in range(2))
+    assert len(ticks) == 2
+    assert (first.next, first.all) == (second.next, second.all)
+    assert torch.equal(first.strip, second.strip)
+    assert first.strip.shape == (4, 2, 16, 16)
+    other = experiment.attempt(TINY, kind, 1, lambda: None)
+    assert other.all != first.all
+
+
+def test_what_is_predicted_does_not_see_the_truth() -> None:
+    model, videos = TINY.network(KINDS[0], 0), TINY.split()[1]
+    hidden = videos.clone()
+    hidden[:, TINY.inputs :] = 7
+    value = experiment.predict(model, TINY, videos)
+    assert torch.equal(experiment.predict(model, TINY, hidden), value)
+    assert value.shape == (4, 2, 1, 16, 16)
+
+
+def test_costs_and_tables_and_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rounds: list[None] = []
+    spent = costs.costs(TINY, 1, lambda: rounds.append(None))
+    assert len(rounds) == 1
+    outcomes = {kind: [experiment.attempt(TINY, kind, seed, lambda: None) for seed in range(2)] for kind in KINDS}
+    for kind in KINDS:
+        model = TINY.network(kind, 0)
+        assert spent[kind].parameters == sum(parameter.numel() for parameter in model.parameters())
+        assert 0 < spent[kind].checkpointed < spent[kind].kept
+    lines = command.table(TINY, outcomes, spent)
+    assert [line.split("  ")[0] for line in lines[1:]] == [*KINDS, "last frame repeated"]
+    better, worse = (
+        experiment.Outcome(Quality(0.1, 1, 1), Quality(mse, 1, 1), torch.zeros(1, 1, 1, 1)) for mse in (0.1, 0.2)
+    )
+    assert "100e-3, below" not in command.claim({KINDS[0]: [worse], KINDS[1]: [better]}, spent)
+    assert "NOT below" in command.claim({KINDS[0]: [worse], KINDS[1]: [better]}, spent)
+    assert "lower with 1 of 1" in command.claim({KINDS[0]: [better], KINDS[1]: [worse]}, spent)
+    for _ in range(2):
+        command.keep(TINY, outcomes, spent, {"date": "today"}, tmp_path)
+    assert "rows appended" in capsys.readouterr().out
+    content = (tmp_path / "video.csv").read_text().splitlines()
+    assert len(content) == 9
+    assert all(line.count(",") == content[0].count(",") for line in content)
+    assert (tmp_path / "video.png").read_bytes().startswith(b"\x89PNG")
+    assert framed(torch.zeros(3, 4, 4)).shape == (4, 14)
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def alone(experiment_: Experiment, seeds: int) -> Any:
+        found = {kind: [experiment.attempt(experiment_, kind, s, lambda: None) for s in range(seeds)] for kind in KINDS}
+        return found, costs.costs(experiment_, 1, lambda: None)
+
+    monkeypatch.setattr(command, "run", alone)
+    small_numbers = "--videos 4 --held-back 2 --batch 2 --epochs 1 --hidden 2 --kernel 3 --future 2 --seeds 1 --dry"
+    assert command.main(small_numbers.split()) == 0
+    shown = capsys.readouterr().out
+    assert "1 moving digit(s) in frames of 16 x 16: 6 frames are given, 2 predicted." in shown
+    assert "below ConvLSTM's" in shown
+    for words, sentence in (("--digit 20", "pictures of"), ("--steps 1", "steps=1 stored"), ("--folder x", "x does")):
+        with pytest.raises(SystemExit, match=sentence):
+            command.main(words.split())
+    for words in ("--seeds 0", "--batch 0"):
+        with pytest.raises(SystemExit):
+            command.parse(words.split())
+    capsys.readouterr()
