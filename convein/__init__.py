@@ -4,7 +4,7 @@ One string says what is multiplied, summed and convolved; `conv_einsum` returns 
 order.
 """
 
-from convein import dialects, distill
+from convein import dialects, distill, layers
 from convein.cache import cache_clear, cache_info
 from convein.calibration import calibrate
 from convein.dialect import Dialect
@@ -46,6 +46,7 @@ __all__ = [
     "densify",
     "dialects",
     "distill",
+    "layers",
     "parse",
     "tensorize",
 ]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import convein
 from convein import contract_path
 from convein.planner.costs import StepSizes
 
@@ -101,3 +102,15 @@ def test_the_multiplications_of_the_readme() -> None:
     assert rows[0] == [421_200, 205_600]
     for left, best in rows:
         assert f"| {left:.3e} | {best:.3e} |" in README
+
+
+def test_all_public_names_and_no_others_are_listed() -> None:
+    paragraph = re.search(r"^\*\*Public names\*\* of (.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    assert paragraph
+    assert {*re.findall(r"`(\w+)`", paragraph[1])} == {"convein", *convein.__all__}
+
+
+def test_every_folder_of_the_package_is_described() -> None:
+    table = README.partition("| files | do |")[2].partition("\n\n")[0]
+    folders = [path.parent.name for path in Path(convein.__file__).parent.glob("*/__init__.py")]
+    assert [name for name in folders if f"{name}/`" not in table] == []
