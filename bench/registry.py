@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import summary
-from cases import contractions, imports, layers, memory, modules, overhead, planner, regret, roofline
+from cases import contractions, imports, layers, memory, modules, orthogonal, overhead, planner, regret, roofline
 from measure import Group, Timing
 
 CASES: dict[str, Callable[[], Iterator[Group]]] = {
@@ -14,6 +14,7 @@ CASES: dict[str, Callable[[], Iterator[Group]]] = {
     "planner": planner.groups,
     "layers": layers.groups,
     "modules": modules.groups,
+    "orthogonal": orthogonal.groups,
     "contractions": contractions.groups,
     "regret": regret.groups,
     "roofline": roofline.groups,

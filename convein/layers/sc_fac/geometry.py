@@ -151,9 +151,9 @@ def checked_geometry(
     found = Geometry(
         positive("in_channels", inputs),
         positive("out_channels", outputs),
-        _each("kernel_size", kernel, dimensions),
-        _each("stride", stride, dimensions),
-        _each("dilation", dilation, dimensions),
+        checked_sizes("kernel_size", kernel, dimensions),
+        checked_sizes("stride", stride, dimensions),
+        checked_sizes("dilation", dilation, dimensions),
         positive("groups", groups),
         padding_mode,
     )
@@ -196,7 +196,12 @@ def checked_ranks(rank: int | Sequence[int] | None, count: int, channels: int) -
     return tuple(one for one in values if one is not None)
 
 
-def _each(name: str, value: Size, dimensions: int) -> tuple[int, ...]:
+def checked_sizes(name: str, value: Size, dimensions: int) -> tuple[int, ...]:
+    """One number from 1 for each dimension.
+
+    Raises:
+        OptionError: not one for all, nor one for each.
+    """
     number = as_integer(value)
     values = [number] * dimensions if number is not None else value
     good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == dimensions
