@@ -80,10 +80,10 @@ def _weights(turn: float, trains: bool) -> dict[str, Callable[[], object]]:
 
 def _matrix_exp(factor: Factor) -> Tensor:
     """The matrices of a factor as a parametrization by torch's exponential has them: one call for each."""
-    free = factor.free
+    free: Tensor = factor.free
     if isinstance(factor, Subspace):
         free = nn.functional.pad(free, (0, factor.size - factor.rank, factor.rank, 0))
-    whole = factor.base @ torch.linalg.matrix_exp(skew(free))
+    whole: Tensor = factor.base @ torch.linalg.matrix_exp(skew(free))
     return whole[..., : factor.rank] if isinstance(factor, Subspace) else whole
 
 

@@ -16,17 +16,23 @@ from convein.execution.ops import is_untraced
 from convein.layers.sc_fac.factors import Factor, orthogonal_matrices
 from convein.options import shown
 
-# The numbers of a layer as they were: which objects, how often written to, and where their numbers lie.
-_State = tuple[tuple[int, int, int], ...]
+# Where a tensor was found, by which name, which it was, how often written to, and where its numbers lay.
+_Source = tuple[Mapping[str, Tensor | None], str, Tensor, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A weight, and the tensors it was made from: held, so that no other tensor can get their places."""
+    """A weight, and what it was made from: held, so that no other tensor can get its place."""
 
-    state: _State
-    held: tuple[Tensor, ...]
+    sources: tuple[_Source, ...]
     weight: Tensor
+
+    def is_current(self) -> bool:
+        """Whether the layer still has these tensors, and nobody wrote to them."""
+        for place, name, tensor, version, pointer in self.sources:
+            if place[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+                return False
+        return bool(self.sources)
 
 
 # Weights by the layer's identity, of the models that are within `orthogonal_weights` now.
@@ -59,19 +65,17 @@ class OrthogonalLayer(nn.Module):
         """The weight, laid out as that of torch's layer of the same kind, differentiably."""
         if not is_untraced():
             return self._made().weight
+        kept = self._kept
+        if kept is not None and not self.training and kept.is_current() and not self._needs_gradients():
+            return kept.weight
         shared = (_SHARED.get() or {}).get(id(self))
-        if shared is not None and shared.state == self._state() and self._fits(shared.weight):
+        if shared is not None and shared.is_current() and (shared.weight.requires_grad or not self._needs_gradients()):
             return shared.weight
-        if self.training or not self._may_keep():
-            self._kept = None
-            return self._made().weight
-        if self._kept is None or self._kept.state != self._state():
-            self._kept = self._made()
-        return self._kept.weight
-
-    def _fits(self, weight: Tensor) -> bool:
-        """Whether a weight is differentiable where this call must be."""
-        return weight.requires_grad or not self._needs_gradients()
+        self._kept = None
+        made = self._made()
+        if not self.training and self._may_keep():
+            self._kept = made
+        return made.weight
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(factor.free.requires_grad for factor in self.factors())
@@ -79,21 +83,23 @@ class OrthogonalLayer(nn.Module):
     def _may_keep(self) -> bool:
         """Whether the numbers stay where they are: they are parameters, of the layer itself, and do not learn."""
         return not self._needs_gradients() and all(
-            type(factor.free) is nn.Parameter and not factor.free.is_meta and not factor.free.is_inference()
-            for factor in self.factors()
+            type(factor.free) is nn.Parameter and not factor.free.is_meta for factor in self.factors()
         )
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for factor in self.factors() for tensor in (factor.free, factor.base))
-
-    def _state(self) -> _State:
-        return tuple((id(one), one._version, one.data_ptr()) for one in self._tensors())
+    def _sources(self) -> Iterator[_Source]:
+        """All tensors of the layer of which it is told when they change."""
+        for factor in self.factors():
+            for place, name, tensor in (
+                (factor._parameters, "free", factor.free),
+                (factor._buffers, "base", factor.base),
+            ):
+                if name in place and not tensor.is_inference():
+                    yield place, name, tensor, tensor._version, tensor.data_ptr()
 
     def _made(self, matrices: Sequence[Tensor] | None = None) -> _Made:
         weight = self.assembled(orthogonal_matrices(self.factors()) if matrices is None else matrices)
-        if not is_untraced():
-            return _Made((), (), weight)
-        return _Made(self._state(), self._tensors(), weight)
+        sources = tuple(self._sources()) if is_untraced() else ()
+        return _Made(sources if len(sources) == 2 * len(self.factors()) else (), weight)
 
     def train(self, mode: bool = True) -> Self:
         """Also forgets the weight."""
