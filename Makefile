@@ -6,13 +6,14 @@ STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compress arma video test fuzz lint bench clean
+.PHONY: help demo compress arma video bayes test fuzz lint bench clean
 
 help:
 	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
 	@echo "make compress  train, tensorise and distil a network by every form: two tables, minutes on two cores"
 	@echo "make arma      what ARMA layers see, and what keeps their training stable: pictures, minutes on two cores"
 	@echo "make video     Conv-TT-LSTM and ConvLSTM predict moving digits: a table and a strip of frames, minutes on two cores"
+	@echo "make bayes     digits with calibrated uncertainty: Bayesian quantised networks and others, minutes on two cores"
 	@echo "make test      run all tests"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
 	@echo "make lint      ruff and mypy"
@@ -38,6 +39,9 @@ arma: $(STAMP)
 
 video: $(STAMP)
 	$(BIN)/python bench/video
+
+bayes: $(STAMP)
+	$(BIN)/python bench/bayes
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
