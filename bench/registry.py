@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import summary
-from cases import contractions, imports, layers, memory, modules, orthogonal, overhead, planner, regret, roofline
+from cases import (
+    contractions,
+    imports,
+    layers,
+    memory,
+    modules,
+    orthogonal,
+    overhead,
+    planner,
+    recurrent,
+    regret,
+    roofline,
+)
 from measure import Group, Timing
 
 CASES: dict[str, Callable[[], Iterator[Group]]] = {
@@ -15,6 +27,7 @@ CASES: dict[str, Callable[[], Iterator[Group]]] = {
     "layers": layers.groups,
     "modules": modules.groups,
     "orthogonal": orthogonal.groups,
+    "recurrent": recurrent.groups,
     "contractions": contractions.groups,
     "regret": regret.groups,
     "roofline": roofline.groups,

@@ -162,7 +162,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--speed", metavar="X", type=float, default=usual.speed, help="of the digits (%(default)s)")
     parser.add_argument("--rate", metavar="X", type=float, default=usual.rate, help="of learning (%(default)s)")
     parser.add_argument("--hidden", default=",".join(map(str, usual.hidden)), help="channels by block (%(default)s)")
-    parser.add_argument("--seeds", metavar="N", type=int, default=2, help="over which is averaged (%(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=int, default=3, help="over which is averaged (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE, help="folder for rows and frames (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="print only: no rows, no picture")
     arguments = parser.parse_args(words)

@@ -50,11 +50,11 @@ class Experiment:
     batch: int = 16
     epochs: int = 8
     rate: float = 1e-2
-    hidden: tuple[int, ...] = (12, 12)
+    hidden: tuple[int, ...] = (8, 8)
     kernel: int = 5
     order: int = 3
     steps: int = 3
-    rank: int = 4
+    rank: int = 3
 
     @property
     def batches(self) -> int:
