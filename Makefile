@@ -6,7 +6,7 @@ STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compress arma video bayes test fuzz lint bench clean
+.PHONY: help demo compress arma video bayes test test-kernels fuzz lint bench clean
 
 help:
 	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
@@ -14,7 +14,8 @@ help:
 	@echo "make arma      what ARMA layers see, and what keeps their training stable: pictures, minutes on two cores"
 	@echo "make video     Conv-TT-LSTM and ConvLSTM predict moving digits: a table and a strip of frames, minutes on two cores"
 	@echo "make bayes     digits with calibrated uncertainty: Bayesian quantised networks and others, minutes on two cores"
-	@echo "make test      run all tests"
+	@echo "make test      run all tests but those of the kernels"
+	@echo "make test-kernels  run the tests of the Triton kernels: by triton's interpreter, on a GPU if there is one"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure the engine on this machine; rows go to bench/results"
@@ -45,6 +46,9 @@ bayes: $(STAMP)
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
+
+test-kernels: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/kernels
 
 fuzz: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --hypothesis-profile=nightly tests/test_oracle.py

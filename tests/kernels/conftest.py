@@ -1,0 +1,81 @@
+"""Settings of the kernels' tests, which run in a process of their own: interpreted, or compiled for a GPU.
+
+`--kernels=interpret` runs every kernel by triton's interpreter on the CPU, `--kernels=gpu` on a GPU, and
+`--kernels=auto` on a GPU if there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+# Entries of NaN on both sides of a tensor. Tensors stay aligned as torch aligns them.
+BAND = 64
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kernels", choices=("auto", "interpret", "gpu"), default="auto", help="how kernels run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses how kernels run: triton asks for it once, when it is imported."""
+    config.addinivalue_line("markers", "interpreted: what only the interpreter can do, such as products of float64")
+    if config.option.kernels == "auto":
+        config.option.kernels = "gpu" if torch.cuda.is_available() else "interpret"
+    assert "triton" not in sys.modules, "triton was imported before it could be told how to run"
+    os.environ["TRITON_INTERPRET"] = str(int(config.option.kernels == "interpret"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.kernels == "gpu":
+        gone = [item for item in items if item.get_closest_marker("interpreted")]
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device("cuda" if request.config.option.kernels == "gpu" else "cpu")
+
+
+class Guards:
+    """Tensors that lie between bands of NaN: what is read beyond them shows, and what is written too."""
+
+    def __init__(self) -> None:
+        self.buffers: list[tuple[Tensor, int]] = []
+
+    def around(self, x: Tensor) -> Tensor:
+        """The same tensor with the same strides in memory of its own. What its strides leap over is NaN too."""
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        buffer = x.new_full((extent + 2 * BAND,), torch.nan)
+        guarded = buffer.as_strided(x.shape, x.stride(), BAND)
+        return guarded.copy_(x.detach()).requires_grad_(x.requires_grad)
+
+    def empty(self, sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory that is full of NaN, as are the bands on its sides."""
+        count = torch.Size(sizes).numel()
+        buffer = torch.full((count + 2 * BAND,), torch.nan, dtype=dtype, device=device)
+        self.buffers.append((buffer, count))
+        return buffer[BAND : BAND + count].view(sizes)
+
+    def check(self) -> None:
+        for buffer, count in self.buffers:
+            assert buffer[:BAND].isnan().all(), "something was written before a result"
+            assert buffer[BAND + count :].isnan().all(), "something was written behind a result"
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
+    """Puts every result between bands of NaN, and looks at the bands when the test is over."""
+    from convein.kernels import operators
+
+    guards = Guards()
+    monkeypatch.setattr(operators, "empty", guards.empty)
+    yield guards
+    assert guards.buffers, "no launcher allocated a result"
+    guards.check()
