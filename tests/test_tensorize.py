@@ -679,6 +679,9 @@ def test_a_layer_that_cannot_have_the_form_is_left_alone(cnn: Cnn, images: Tenso
     even = nn.Sequential(nn.Conv1d(4, 4, 2), nn.Conv1d(4, 4, 3))
     _, dry = convein.tensorize(even, "interleaved", skip=(), dry_run=True)
     assert reasons(dry) == {"0": "form='interleaved' cannot have kernel_size=(2,)"}
+    spec = {"layers": {"0": {"form": "interleaved", "factors": 3, "rank": []}}}
+    with pytest.raises(convein.OptionError, match="layer 0 cannot be replaced: form='interleaved' cannot have"):
+        convein.tensorize(even, spec=spec, decompose=False)
 
 
 def test_a_weight_that_torch_does_not_copy() -> None:
@@ -690,6 +693,9 @@ def test_a_weight_that_torch_does_not_copy() -> None:
         with pytest.raises(convein.OptionError, match=r"0\.0\.weight of the model is computed from other tensors"):
             change(model)
     _, report = convein.tensorize(model, "svd", skip="2", dry_run=True)
+    model[2].cache = before  # of a layer that is replaced: it is not copied
+    made, _ = convein.tensorize(nn.Sequential(*model[1:]), "svd", skip="0")
+    assert set(factorised(made)) == {"1"}
     made, _ = convein.tensorize(model, "svd", FULL, skip="2", inplace=True)
     assert made is model
     assert set(factorised(made)) == {row.layer for row in report.rows if row.form} == {"1"}
@@ -704,6 +710,8 @@ def test_a_weight_that_torch_does_not_copy() -> None:
         (nn.ConvTranspose2d(3, 4, 3), "torch.randn(1, 3, 224, 224)"),
         (nn.Conv3d(3, 4, 3), "torch.randn(1, 3, 16, 112, 112)"),
         (nn.Embedding(9, 4), "torch.randint(9, (1, 128))"),
+        (nn.LSTM(5, 4), "torch.randn(1, 128, 5)"),
+        (nn.LazyLinear(5), "torch.randn(...)"),
     ],
 )
 def test_inputs_are_proposed_that_the_model_takes(first: nn.Module, example: str) -> None:
@@ -712,12 +720,12 @@ def test_inputs_are_proposed_that_the_model_takes(first: nn.Module, example: str
     assert str(raised.value).endswith(f": example_inputs={example}")
 
 
-def test_nothing_is_logged_where_shapes_do_not_fit(cnn: Cnn, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_where_shapes_do_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("torch._subclasses.fake_tensor")
     log.addHandler(caplog.handler)
     try:
         with pytest.raises(convein.OptionError, match="does not run on example_inputs"):
-            convein.tensorize(cnn, example_inputs=torch.ones(1, 4, 12, 12), dry_run=True)
+            convein.tensorize(nn.Linear(4, 4), example_inputs=torch.ones(2, 5), dry_run=True)
         assert not caplog.records
         assert not log.disabled
     finally:

@@ -32,7 +32,7 @@ from convein.tensorizing.figures import Figures, Forecast
 from convein.tensorizing.report import Report, Row
 from convein.tensorizing.settings import AUTO, Choice, Setting, choose, from_spec
 from convein.tensorizing.sites import Site, find_sites, what_is_added
-from convein.tensorizing.subject import check_model, example_of
+from convein.tensorizing.subject import check_copies, check_model, example_of
 
 T = TypeVar("T")
 _DENSE = Setting("dense", 1.0)
@@ -91,7 +91,7 @@ def tensorize(
     Raises:
         OptionError: what does not fit, with the name of the layer.
     """
-    check_model(model, "tensorize", copied=not (inplace or dry_run))
+    check_model(model, "tensorize")
     base = Setting(form, rank, factors, multiple, seed).changed(planning)
     sites = find_sites(model)
     if inplace and not dry_run and any(site.layer is model for site in sites):
@@ -111,6 +111,8 @@ def tensorize(
     rows = [_planned(site, choices[site], calls, forecast) for site in _bar(sites, "convein plans layers")]
     if dry_run:
         return model, Report(tuple(rows), model.training)
+    if not inplace:
+        check_copies(model, {site.layer for site, row in zip(sites, rows, strict=True) if row.setting})
     if decompose:
         for name in dict.fromkeys(row.form for row in rows if row.form):
             check_decomposable(name)
@@ -133,7 +135,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         OptionError: the model itself is the layer, and inplace is True; or a layer does more than torch's would.
     """
-    check_model(model, "densify", copied=not inplace)
+    check_model(model, "densify")
     layers = []
     for name, module in model.named_modules():
         if isinstance(module, Factorised):
@@ -142,6 +144,8 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
                 raise OptionError(f"layer {name}: {added}", hint="torch's layer in its place would not have that")
     if inplace and any(layer is model for layer in layers):
         raise OptionError("inplace=True: the model is itself the layer", hint="take the model that is returned")
+    if not inplace:
+        check_copies(model, set(layers))
     return _replaced(model, {layer: to_torch(layer) for layer in layers}, inplace=inplace)
 
 

@@ -180,7 +180,9 @@ def from_spec(sites: Sequence[Site], spec: Mapping[str, Any]) -> dict[Site, Choi
         found = [rest.pop(name) for name in site.names if name in rest]
         if found and site.reason:
             raise OptionError(f"spec: layer {site.name} cannot be replaced: {site.reason}")
-        choices[site] = _read(found[0]) if found else site.reason or "not in the spec"
+        choice = choices[site] = _read(found[0]) if found else site.reason or "not in the spec"
+        if isinstance(choice, Setting) and (reason := choice.obstacle(site)):
+            raise OptionError(f"spec: layer {site.name} cannot be replaced: {reason}")
     for name in rest:
         raise _no_match("spec", name, sites)
     return choices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import nn
@@ -16,20 +16,17 @@ from convein.tensorizing.sites import LAYERS
 _USUAL = {0: "", 1: ", 1000", 2: ", 224, 224", 3: ", 16, 112, 112"}
 
 
-def check_model(model: object, taker: str, *, copied: bool) -> None:
-    """Whether something is a model, and one that can be copied.
+def check_model(model: object, taker: str) -> None:
+    """Whether something is a model.
 
     Args:
         model: anything.
         taker: the function that it was passed to.
-        copied: whether it is going to be.
 
     Raises:
-        OptionError: it is no nn.Module, or holds a tensor that torch does not copy.
+        OptionError: it is no nn.Module.
     """
     if isinstance(model, nn.Module):
-        if copied:
-            _check_copies(model)
         return
     if isinstance(model, type):
         what, hint = f"the class {model.__name__}", f"call the class first: {taker}({model.__name__}(...))"
@@ -43,10 +40,18 @@ def check_model(model: object, taker: str, *, copied: bool) -> None:
     raise OptionError(f"{taker} takes an nn.Module, not {what}", hint=hint)
 
 
-def _check_copies(model: nn.Module) -> None:
-    """Torch copies no tensor that was computed from others, as the hook of the old weight_norm leaves one."""
+def check_copies(model: nn.Module, replaced: Container[nn.Module]) -> None:
+    """Whether a model can be copied.
+
+    Args:
+        model: it.
+        replaced: what is not copied.
+
+    Raises:
+        OptionError: it holds a tensor that was computed from others, as the hook of the old weight_norm leaves one.
+    """
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
+        for name, value in vars(module).items() if module not in replaced else ():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 place = f"{path}.{name}".lstrip(".")
                 raise OptionError(
@@ -58,10 +63,14 @@ def _check_copies(model: nn.Module) -> None:
 
 def example_of(model: nn.Module) -> str:
     """`example_inputs=` as it may be written for a model, by its first layer."""
-    first = next((module for module in model.modules() if isinstance(module, (*LAYERS, nn.Embedding))), None)
+    first = next(
+        (module for module in model.modules() if isinstance(module, (*LAYERS, nn.Embedding, nn.RNNBase))), None
+    )
     if isinstance(first, nn.Embedding):
         return f"example_inputs=torch.randint({first.num_embeddings}, (1, 128))"
-    if first is None:
-        return "example_inputs=(...)"
-    shape = weight_of(first)
+    if isinstance(first, nn.RNNBase):
+        return f"example_inputs=torch.randn(1, 128, {first.input_size})"
+    shape = None if first is None else weight_of(first)
+    if shape is None or not shape.inputs:  # a lazy layer does not know yet
+        return "example_inputs=torch.randn(...)"
     return f"example_inputs=torch.randn(1, {shape.inputs}{_USUAL[len(shape.kernel)]})"
