@@ -148,8 +148,7 @@ class _Autoregression(torch.autograd.Function):
 
 @opaque
 def _solved(input: Tensor, sum: Tensor, difference: Tensor) -> Tensor:
-    if torch.compiler.is_exporting():
-        return _Autoregression.forward(input, sum, difference)  # so that a graph holds no functions
+    """As it is in the graphs of torch.compile: dynamo would not look into a function with tangents."""
     value: Tensor = _Autoregression.apply(input, sum, difference)  # type: ignore[no-untyped-call]
     return value
 
