@@ -112,7 +112,7 @@ def test_the_picture(tmp_path: Path) -> None:
 
 def test_claims_are_judged() -> None:
     found, labels = probabilities(400)
-    good, bad = score("BQN, analytic", found, labels, 1.0), score("E-QNN of 10", found.flip(-1), labels)
+    good, bad = score("BQN, analytic", found, labels, bound=1.0), score("E-QNN of 10", found.flip(-1), labels)
     sizes = {"learned": 640, "float32": 320, "packed": 10}
     lines = list(command.claims([good, bad], sizes))
     assert lines[1].endswith("at least 3 times lower.")

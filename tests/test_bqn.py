@@ -351,7 +351,7 @@ def test_ways_are_chosen_by_cost_and_refused_by_a_sentence() -> None:
     assert isinstance(bqn.Linear(3, 1, levels=(-1, math.pi))(Discrete(torch.rand(3))), Gaussian)
 
 
-def test_known_inputs_take_two_products_and_agree_with_noise_that_vanishes() -> None:
+def test_known_inputs_agree_with_noise_that_vanishes() -> None:
     layer, x = drawn(bqn.Conv2d(2, 3, 3, padding=1, dtype=WIDE)), torch.randn(2, 2, 5, 4, dtype=WIDE)
     close(layer(x).var, layer(Dirac(x, 1e-14)).var, 1e-11)
     assert isinstance(layer(x), Gaussian)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes.training import BAYESIAN, KINDS, MEMBER, NORMAL, SCALED, Job, Settings, fresh, pictures
@@ -51,8 +52,19 @@ class Score:
     bound: float | None = None
 
 
-def score(name: str, probabilities: Tensor, labels: Tensor, bound: float | None = None) -> Score:
-    """What the probabilities (n, classes) of pictures with these labels are worth."""
+def score(
+    name: str, probabilities: Tensor, labels: Tensor, *, losses: Tensor | None = None, bound: float | None = None
+) -> Score:
+    """What the probabilities (n, classes) of pictures with these labels are worth.
+
+    Args:
+        name: what the tables call it.
+        probabilities: of the classes.
+        labels: the right classes.
+        losses: negative log-likelihoods, where logits tell them more exactly than probabilities do; those are counted
+            as at least 1e-6.
+        bound: on the negative log-likelihood.
+    """
     confidence, chosen = probabilities.max(-1)
     right = (chosen == labels).to(confidence.dtype)
     place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
@@ -62,7 +74,7 @@ def score(name: str, probabilities: Tensor, labels: Tensor, bound: float | None 
         share = inside.to(confidence.dtype).mean()
         bins.append(Bin(float(share), float(confidence[inside].mean()), float(right[inside].mean())))
     ece = sum(one.share * abs(one.confidence - one.accuracy) for one in bins)
-    nll = float(bqn.negative_log_likelihood(probabilities, labels).mean())
+    nll = float((bqn.negative_log_likelihood(probabilities, labels) if losses is None else losses).mean())
     return Score(name, nll, 100 * float(1 - right.mean()), 100 * ece, tuple(bins), bound)
 
 
@@ -86,14 +98,16 @@ def scores(
     (bayesian,) = by_kind[BAYESIAN]
     *body, head = bayesian
     logits = nn.Sequential(*body)(inputs)
-    found.append(score("BQN, analytic", head(logits), labels, float(head(logits, labels).mean())))
+    found.append(score("BQN, analytic", head(logits), labels, bound=float(head(logits, labels).mean())))
     torch.manual_seed(0)
     found.append(score(f"BQN, {samples} samples", bqn.monte_carlo(bayesian, inputs, samples), labels))
     likeliest = bqn.to_plain(bayesian)
     found.append(score("BQN, MAP", likeliest(inputs), labels))
     for kind, scale in ((MEMBER, ""), (SCALED, ", learned scale")):
         members = by_kind[kind]
-        found.append(score(f"E-QNN of {len(members)}{scale}", Ensemble(members)(inputs).softmax(-1), labels))
+        logits = Ensemble(members)(inputs)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        found.append(score(f"E-QNN of {len(members)}{scale}", logits.softmax(-1), labels, losses=losses))
     for network in by_kind[NORMAL]:
         torch.manual_seed(0)
         drawn = torch.stack([network(inputs).softmax(-1) for _ in range(samples)])
