@@ -49,7 +49,7 @@ class Experiment:
     held_back: int = 256
     batch: int = 16
     epochs: int = 8
-    rate: float = 1e-2
+    rate: float = 5e-3
     hidden: tuple[int, ...] = (8, 8)
     kernel: int = 5
     order: int = 3
