@@ -56,11 +56,12 @@ def test_what_counts_as_diverged() -> None:
     assert not Outcome(job, (CHANCE, 9 * CHANCE, 0.1), 90, 0.5).diverged
     assert Outcome(job, (CHANCE, 11 * CHANCE, 0.1), 90, 0.5).diverged
     assert Outcome(job, (CHANCE, math.nan), 90, 0.5).diverged
+    assert [Outcome(job, (CHANCE,), 90, sums).unstable for sums in (0.99, 1.0, math.nan)] == [False, True, True]
 
 
 def outcomes() -> list[Outcome]:
     return [
-        Outcome(Job("none", 0.1, 0), (2.0, 1e9, math.nan), 10.0, 1e8),
+        Outcome(Job("none", 0.1, 0), (2.0, 1e9, 0.7), 10.0, 1e8),
         Outcome(Job("none", 0.1, 1), (2.0, 1.0, 0.5), 80.0, 0.5),
         Outcome(Job("bounded", 0.1, 0), (2.0, 0.4, 0.2), 90.0, 0.9),
         Outcome(Job("bounded", 0.1, 1), (2.0, 0.3, 0.1), 95.0, 0.8),
@@ -70,11 +71,11 @@ def outcomes() -> list[Outcome]:
 def test_the_table_counts_what_diverged() -> None:
     lines = list(command.table(outcomes()))
     assert lines[2:] == [
-        "| none | 0.1 | 1 of 2 | 0.500 | 80.0 % | 1e+08 |",
-        "| bounded | 0.1 | 0 of 2 | 0.150 | 92.5 % | 0.9 |",
+        "| none | 0.1 | 1 of 2 | 1 of 2 | 0.600 | 45.0 %, 10.0 % |",
+        "| bounded | 0.1 | 0 of 2 | 0 of 2 | 0.150 | 92.5 %, 90.0 % |",
     ]
     rows = list(command.rows(outcomes(), 16))
-    assert rows[0]["losses"] == "2 1e+09 nan"
+    assert rows[0]["losses"] == "2 1e+09 0.7"
     assert rows[0]["diverged"] is True
 
 

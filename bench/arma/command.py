@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from arma import fields
 from arma.picture import draw_fields, draw_losses
-from arma.training import CONVOLUTIONS, Job, Outcome, attempt
+from arma.training import CLIP, CONVOLUTIONS, Job, Outcome, attempt
 from convein.layers.stability import STABILITIES
 from datasets import Split, load
 from run import environment, prepare, save
@@ -26,7 +26,7 @@ HERE = Path(__file__).parents[1] / "results"
 COLUMNS = ("date", "commit", "device", "threads", "python", "torch")
 PARTS = ("fields", "training")
 PROCESSES = 2
-RATES = (0.05, 0.07, 0.1)
+RATES = (0.07, 0.1)
 
 
 def measured() -> list[fields.Field]:
@@ -54,18 +54,17 @@ def trained(todo: Sequence[Job], split: Split, epochs: int, width: int, processe
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Every parametrisation at every learning rate: how many seeds diverged, and how far the others came."""
-    yield "| parametrisation | learning rate | diverged | loss of others | accuracy of others | largest sum of taps |"
+    """Every parametrisation at every learning rate: what became of its runs, and how far they came."""
+    yield "| parametrisation | learning rate | diverged | unstable | last loss, median | accuracy, mean and least |"
     yield "|---|---:|---:|---:|---:|---:|"
     places = dict.fromkeys((each.job.stability, each.job.rate) for each in outcomes)
     for stability, rate in places:
         mine = [each for each in outcomes if (each.job.stability, each.job.rate) == (stability, rate)]
-        good = [each for each in mine if not each.diverged]
-        loss = f"{median(each.losses[-1] for each in good):.3f}" if good else ""
-        accuracy = f"{mean(each.accuracy for each in good):.1f} %" if good else ""
-        largest = max(each.largest for each in mine)
-        diverged = f"{len(mine) - len(good)} of {len(mine)}"
-        yield f"| {stability} | {rate:g} | {diverged} | {loss} | {accuracy} | {largest:.3g} |"
+        counts = [f"{sum(of)} of {len(mine)}" for of in ([e.diverged for e in mine], [e.unstable for e in mine])]
+        loss = median(each.losses[-1] for each in mine)
+        accuracies = [each.accuracy for each in mine]
+        shown = f"{mean(accuracies):.1f} %, {min(accuracies):.1f} %"
+        yield f"| {stability} | {rate:g} | {counts[0]} | {counts[1]} | {loss:.3f} | {shown} |"
 
 
 def rows(outcomes: Sequence[Outcome], width: int) -> Iterator[dict[str, object]]:
@@ -73,7 +72,7 @@ def rows(outcomes: Sequence[Outcome], width: int) -> Iterator[dict[str, object]]
     for each in outcomes:
         yield {
             "stability": each.job.stability, "rate": each.job.rate, "seed": each.job.seed, "width": width,
-            "epochs": len(each.losses), "diverged": each.diverged, "accuracy": f"{each.accuracy:.2f}",
+            "clip": CLIP, "epochs": len(each.losses), "diverged": each.diverged, "accuracy": f"{each.accuracy:.2f}",
             "largest_sum": f"{each.largest:.6g}", "losses": " ".join(f"{loss:.4g}" for loss in each.losses),
         }  # fmt: skip
 
@@ -94,7 +93,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to do: {', '.join(PARTS)} (default: both)")
     add = partial(parser.add_argument, metavar="N", type=int)
     add("--seeds", default=5, help="networks of each kind (%(default)s)")
-    add("--epochs", default=10, help="of training (%(default)s)")
+    add("--epochs", default=8, help="of training (%(default)s)")
     add("--width", default=16, help="channels of the first layers (%(default)s)")
     add("--processes", default=PROCESSES, help="networks that learn at a time (%(default)s)")
     parser.add_argument("--dry", action="store_true", help="print only: no rows, no pictures")

@@ -16,6 +16,8 @@ from convein.layers import ARMA2d
 
 CLASSES = 10
 MOMENTUM = 0.9
+# The largest norm of a gradient: without it a single step may end everything, whatever keeps the taps stable.
+CLIP = 10.0
 # A training loss like this is no progress at all: all classes are equally likely.
 CHANCE = math.log(CLASSES)
 # The network without its autoregressions, which stay as they begin.
@@ -51,6 +53,11 @@ class Outcome:
         """Whether training came to nothing: some epoch's loss is ten times that of guessing, or no number."""
         return any(not loss <= 10 * CHANCE for loss in self.losses)
 
+    @property
+    def unstable(self) -> bool:
+        """Whether some of the linear systems are no longer stable in the end."""
+        return not self.largest < 1
+
 
 def network(stability: str, width: int) -> nn.Sequential:
     """Four ARMA layers without normalisation, which would hide how large their results are.
@@ -73,7 +80,7 @@ def network(stability: str, width: int) -> nn.Sequential:
 
 
 def attempt(job: Job, split: tuple[TensorDataset, TensorDataset], epochs: int, width: int) -> Outcome:
-    """Trains one network by plain SGD at a constant rate; all parametrisations of a seed start as the same function."""
+    """Trains one network by SGD at a constant rate; all parametrisations of a seed start as the same function."""
     train, test = split
     torch.manual_seed(job.seed)
     model = network(job.stability, width)
@@ -86,6 +93,7 @@ def attempt(job: Job, split: tuple[TensorDataset, TensorDataset], epochs: int, w
             optimizer.zero_grad()
             loss = F.cross_entropy(model(pictures), labels)
             loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             found.append(loss.item())
         losses.append(sum(found) / len(found))
