@@ -6,7 +6,7 @@ STAMP := .venv/installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compress arma video bayes test test-kernels fuzz lint bench clean
+.PHONY: help demo compress arma video bayes lipschitz test test-kernels fuzz lint bench clean
 
 help:
 	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
@@ -14,6 +14,7 @@ help:
 	@echo "make arma      what ARMA layers see, and what keeps their training stable: pictures, minutes on two cores"
 	@echo "make video     Conv-TT-LSTM and ConvLSTM predict moving digits: a table and a strip of frames, minutes on two cores"
 	@echo "make bayes     digits with calibrated uncertainty: Bayesian quantised networks and others, minutes on two cores"
+	@echo "make lipschitz  digits classified with certificates: orthogonal networks and others, minutes on two cores"
 	@echo "make test      run all tests but those of the kernels"
 	@echo "make test-kernels  run the tests of the Triton kernels: by triton's interpreter, on a GPU if there is one"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
@@ -43,6 +44,9 @@ video: $(STAMP)
 
 bayes: $(STAMP)
 	$(BIN)/python bench/bayes
+
+lipschitz: $(STAMP)
+	$(BIN)/python bench/lipschitz
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convein.layers.sc_fac import LipschitzWideResNet, OrthogonalConv2d, OrthogonalLayer, Subspace, orthogonal_matrices
+from convein.layers.sc_fac import LipschitzWideResNet, OrthogonalConv2d, Subspace, orthogonal_matrices
 from convein.layers.sc_fac.exponential import skew
 from convein.layers.sc_fac.factors import Factor
 from measure import Group
 
 # Standard deviations of the free parameters: after some steps of an optimizer, and after many without a new base.
 TURNS = (0.01, 0.05)
+NETWORK = (22, 10)  # depth and width
 INFERENCE = ((64, 32, 32), (256, 8, 32), (64, 32, 1))
 PICTURES = (256, 64, 16, 16)
 LAYER = 64
@@ -36,14 +37,14 @@ def groups() -> Iterator[Group]:
 
 
 def _weights(turn: float, trains: bool) -> dict[str, Callable[[], object]]:
-    """All weights of a network: our exponentials, all at once or layer by layer, and torch's of every factor."""
+    """All convolutions of a network: our exponentials, all at once or layer by layer, and torch's of every factor."""
     torch.manual_seed(0)
-    model = LipschitzWideResNet(22, 10)
-    parameters = [parameter for name, parameter in model.named_parameters() if name.endswith("free")]
+    model = LipschitzWideResNet(*NETWORK, size=8, pool=2)
+    layers = [module for module in model.modules() if isinstance(module, OrthogonalConv2d)]
+    parameters = [factor.free for layer in layers for factor in layer.factors()]
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(std=turn)
-    layers = [module for module in model.modules() if isinstance(module, OrthogonalLayer)]
 
     def together() -> list[Tensor]:
         matrices = iter(orthogonal_matrices([factor for layer in layers for factor in layer.factors()]))

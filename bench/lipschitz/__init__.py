@@ -1,0 +1,1 @@
+"""Digits classified with certificates, by networks of Lipschitz constant one: `python bench/lipschitz`."""
