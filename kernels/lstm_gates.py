@@ -164,19 +164,15 @@ def _run_backward(z: Tensor, cell: Tensor, to_h: Tensor, to_new: Tensor) -> tupl
     return results
 
 
-def _pull(z: Tensor, cell: Tensor, to_h: Tensor, to_new: Tensor) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = torch.ops.convein.lstm_gates_backward(z, cell, to_h, to_new)
-    return gradients
-
-
 operators.register("lstm_gates(Tensor z, Tensor cell) -> (Tensor, Tensor)", _run_forward, _allocate_forward)
 operators.register(
     "lstm_gates_backward(Tensor z, Tensor cell, Tensor to_h, Tensor to_new) -> (Tensor, Tensor)",
     _run_backward,
     _allocate_backward,
 )
-operators.differentiate("lstm_gates", _pull)
-operators.differentiate("lstm_gates_backward", operators.pulled(operators.pulled(reference, 2), 4))
+_twice = operators.pulled(operators.pulled(reference, 2), 4)
+operators.differentiate("lstm_gates", lambda _, *tensors: torch.ops.convein.lstm_gates_backward(*tensors))
+operators.differentiate("lstm_gates_backward", lambda _, *tensors: _twice(*tensors))
 
 
 def builds() -> Iterator[Build]:

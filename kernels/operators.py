@@ -19,8 +19,6 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 FLOATS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
-Pullback = Callable[..., tuple[Tensor, ...]]
-
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -53,6 +51,14 @@ def empty(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return torch.empty(sizes, dtype=dtype, device=device)
 
 
+def rounds_products() -> bool:
+    """Whether a GPU may compute products of float32 from ten bits of each factor, as torch's user has chosen."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
+
+
 def refusal(*tensors: Tensor) -> str | None:
     """Why no kernel takes these, in a clause; None if nothing speaks against it."""
     devices = {x.device for x in tensors}
@@ -82,28 +88,28 @@ def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     return getattr(torch.ops.convein, name)
 
 
-def differentiate(name: str, backward: Pullback) -> None:
+def differentiate(name: str, backward: Callable[..., Any]) -> None:
     """Gives an operator its gradient.
 
     Args:
         name: of the operator. All its arguments are kept.
-        backward: from the inputs and the gradients of the outputs to the gradients of the inputs (None for those that
-            are no tensors).
+        backward: takes which inputs need a gradient, the inputs, and the gradients of the outputs, and returns the
+            gradients of the inputs: None for those that need none.
     """
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*[x if isinstance(x, Tensor) else None for x in inputs])
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
 
     def pull(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        return backward(*[next(saved) if x is None else x for x in ctx.others], *gradients)
+        inputs = [other if x is None else x for x, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
+        result: tuple[Tensor | None, ...] = backward(ctx.needs_input_grad, *inputs, *gradients)
+        return result
 
     register_autograd(f"convein::{name}", pull, setup_context=keep, lib=LIBRARY)
 
 
-def pulled(function: Callable[..., Any], inputs: int) -> Pullback:
+def pulled(function: Callable[..., Any], inputs: int) -> Callable[..., tuple[Tensor, ...]]:
     """The gradient of a plain function, as a plain function: from its inputs and the gradients of its outputs, side by
     side, to the gradients of its inputs.
 
