@@ -85,7 +85,7 @@ def _matrix_exp(factor: Factor) -> Tensor:
     if isinstance(factor, Subspace):
         free = nn.functional.pad(free, (0, factor.size - factor.rank, factor.rank, 0))
     whole: Tensor = factor.base @ torch.linalg.matrix_exp(skew(free))
-    return whole[..., : factor.rank] if isinstance(factor, Subspace) else whole
+    return whole[..., : factor.rank].contiguous() if isinstance(factor, Subspace) else whole
 
 
 def _inference(channels: int, size: int, batch: int) -> dict[str, Callable[[], object]]:
