@@ -140,7 +140,6 @@ def _peers() -> dict[str, tuple[nn.Module, Callable[[], object]]]:
     from orthogonium.layers.conv.AOC.rko_conv import RKOConv2d
     from orthogonium.legacy.block_ortho_conv import BCOP
     from orthogonium.legacy.cayley_ortho_conv import Cayley
-    from orthogonium.legacy.skew_ortho_conv import SOC
 
     small = torch.zeros(1, LAYER, *PICTURES[2:])
     made: dict[str, Any] = {
@@ -148,7 +147,6 @@ def _peers() -> dict[str, tuple[nn.Module, Callable[[], object]]]:
         "BCOP": BCOP(LAYER, LAYER, 3, bias=False),
         "RKO": RKOConv2d(LAYER, LAYER, 3, bias=False),
         "Cayley, a call": Cayley(LAYER, LAYER, 3, bias=False),
-        "SOC, a call": SOC(LAYER, LAYER, 3, bias=False),
     }
     found: dict[str, tuple[nn.Module, Callable[[], object]]] = {}
     for name, layer in made.items():
