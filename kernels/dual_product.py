@@ -107,6 +107,8 @@ def refusal(m: Tensor, w: Tensor, shift: Tensor, base: Tensor, size: Sequence[in
         return f"the tensors are {' and '.join(sorted({str(x.dtype) for x in tensors}))}"
     if sum((n - 1) * step for n, step in zip(m.shape[1:], m.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
+    if m.shape[0] * base.shape[1:].numel() >= 2**30:
+        return "there are 2**30 pixels or more"
     if m.device.type == "cuda" and m.dtype is torch.float64:
         return "a GPU has no fast products of float64"
     if m.device.type == "cuda" and m.dtype is torch.float32 and not operators.rounds_products():

@@ -36,6 +36,8 @@ def refusal(z: Tensor, cell: Tensor) -> str | None:
     """Why the kernel does not take these, in a clause; None if it does."""
     if z.ndim < 2 or z.ndim != cell.ndim or z.shape != (cell.shape[0], 4 * cell.shape[1], *cell.shape[2:]):
         return f"gates {tuple(z.shape)} are not four times the cell state {tuple(cell.shape)} along the channels"
+    if cell.shape[1:].numel() >= 2**30:
+        return "a cell state has 2**30 entries or more"
     reason: str | None = operators.refusal(z, cell)
     return reason
 

@@ -138,6 +138,7 @@ M, W, SHIFT, BASE = zeros(1, 2, 3, 3), zeros(4, 2, 3, 3), zeros(4), zeros(4, 1, 
         ((M, W, SHIFT, BASE[:, :, 0]), r"shift is not \(t,\) or base not \(t, 1, 1\)"),
         ((M.half(), W, SHIFT, BASE), "the tensors are torch.float16 and torch.float32"),
         ((torch.empty(1, 2, 2**15, 2**16, device="meta"), W, SHIFT, BASE), "an image spans more than"),
+        ((torch.empty(2**30, 2, 3, 3, device="meta"), W, SHIFT, BASE), "there are 2.*30 pixels or more"),
         ((M.int(), W.int(), SHIFT.int(), BASE.int()), "there is no kernel for torch.int32"),
     ],
 )

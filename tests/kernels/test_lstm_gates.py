@@ -127,6 +127,7 @@ def test_it_compiles_in_one_graph(device) -> None:
         (torch.zeros(2, 8), torch.zeros(2, 3), r"gates \(2, 8\) are not four times the cell state \(2, 3\)"),
         (torch.zeros(2, 8, 1), torch.zeros(2, 2), r"gates \(2, 8, 1\) are not four times the cell state \(2, 2\)"),
         (torch.zeros(8), torch.zeros(2), r"gates \(8,\) are not four times the cell state \(2,\)"),
+        (torch.empty(1, 4, 2**30, device="meta"), torch.empty(1, 1, 2**30, device="meta"), "has 2.*30 entries or more"),
         (torch.zeros(2, 8).int(), torch.zeros(2, 2).int(), "there is no kernel for torch.int32"),
         (torch.zeros(2, 8, device="meta"), torch.zeros(2, 2, device="meta"), "are on meta, and the kernels run on"),
         (torch.zeros(2, 8), torch.zeros(2, 2, device="meta"), "the tensors are on cpu and meta"),
