@@ -246,3 +246,44 @@ def test_without_the_private_operator_torch_does_the_work(monkeypatch: pytest.Mo
     x, w = operands(6, 8, 3)
     monkeypatch.setattr(ops, "_private", None)
     torch.testing.assert_close(linear(x, w), F.linear(x, w))
+
+
+def slices() -> dict[str, torch.Tensor]:
+    whole = torch.randn(48, 40, generator=torch.Generator().manual_seed(1))
+    return {
+        "packed": whole,
+        "transposed": whole.t(),
+        "columns": whole[:, :24],
+        "rows of columns": whole[3:30, 5:25],
+        "columns, transposed": whole[:, :24].t(),
+        "every other row": whole[::2],
+        "every other column": whole[:, ::2],
+        "one row": whole[:1],
+        "one column": whole[:, 3:4],
+        "one column, transposed": whole[:, 3:4].t(),
+    }
+
+
+@pytest.mark.parametrize("name", slices())
+def test_weights_with_gaps_are_copied_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strided weights go to oneDNN's reference code."""
+    w = slices()[name]
+    given: list[torch.Tensor] = []
+    private = ops._private
+
+    def noted(x: torch.Tensor, w: torch.Tensor, *rest: object) -> torch.Tensor:
+        given.append(w)
+        made: torch.Tensor = private(x, w, *rest)
+        return made
+
+    monkeypatch.setattr(ops, "_private", noted)
+    x = torch.randn(64, w.shape[1], requires_grad=True)
+    leaf = w.detach().requires_grad_()
+    value = linear(x, leaf)
+    torch.testing.assert_close(value, F.linear(x, w))
+    gradients = torch.autograd.grad(value.sum(), (x, leaf))
+    for mine, theirs in zip(gradients, torch.autograd.grad(F.linear(x, leaf).sum(), (x, leaf)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert len(given) == 3
+    for one in given:
+        assert one.is_contiguous() or one.t().is_contiguous()
