@@ -376,3 +376,11 @@ def test_modules_and_inputs_that_do_not_fit() -> None:
         autoregress(torch.zeros(3, 4, 5), zeros, zeros[0])
     with pytest.raises(OperandError, match=r"an autoregression of torch.int64"):
         whiten(torch.zeros(3, 4, 5, dtype=torch.int64), zeros, zeros)
+
+
+def test_a_dense_weight_has_no_rank() -> None:
+    with pytest.raises(OptionError, match=r'rank=0.1 with form="dense"'):
+        ARMA2d(3, 8, 3, rank=0.1)
+    with pytest.raises(OptionError, match=r'rank=0.1 with form="dense"'):
+        ARMA2d.from_conv(nn.Conv2d(3, 8, 3), rank=0.1)
+    assert ARMA2d(3, 8, 3, form="cp", rank=0.5).moving_average.form == "cp"

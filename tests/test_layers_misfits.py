@@ -117,3 +117,24 @@ def test_ranks_may_be_fractions_of_numpy(kind: type[np.floating]) -> None:
     model = nn.Sequential(nn.Linear(40, 40))
     _, report = convein.tensorize(model, "svd", kind(0.1), skip=None, dry_run=True)
     assert report.rows[0].ranks == Linear(40, 40, form="svd", rank=0.1).ranks
+
+
+LAYERS_OF_THREE = {
+    "conv": (lambda form: convein.layers.Conv2d(3, 4, 3, form=form), (2, 1, 8, 8), (2, 3, 8, 8)),
+    "transposed": (lambda form: convein.layers.ConvTranspose2d(3, 4, 3, form=form), (2, 1, 8, 8), (2, 3, 8, 8)),
+    "linear": (lambda form: convein.layers.Linear(3, 4, form=form), (2, 1), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", ["dense", "svd", "tucker", "tt"])
+@pytest.mark.parametrize("kind", LAYERS_OF_THREE)
+def test_a_single_channel_does_not_stand_for_all(kind: str, form: str, training: bool) -> None:
+    make, single, fitting = LAYERS_OF_THREE[kind]
+    layer = make(form).train(training)
+    for _ in range(3):
+        layer(torch.ones(fitting))
+        with pytest.raises(convein.ShapeError, match="it takes"):
+            layer(torch.ones(single))
+    with pytest.raises((convein.ShapeError, torch._dynamo.exc.TorchRuntimeError, torch._dynamo.exc.Unsupported)):
+        torch.compile(layer, backend="eager", fullgraph=True)(torch.ones(single))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -49,6 +50,7 @@ class _ARMANd(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        _check_rank(form, options)
         self.moving_average: Factorised = _CONVOLUTIONS[self.dimensions](
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
             dtype, form=form, **options,
@@ -103,6 +105,7 @@ class _ARMANd(nn.Module):
         replaced = _REPLACED[cls.dimensions]
         if not isinstance(module, replaced):
             raise OptionError(f"{cls.__name__}.from_conv takes nn.{replaced.__name__}, not {type(module).__name__}")
+        _check_rank(form, options)
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.moving_average = from_conv(module, form, **options)
@@ -147,6 +150,13 @@ class _ARMANd(nn.Module):
         """The autoregression's arguments; the convolution shows its own."""
         margin = "" if self.margin is None else f", margin={self.margin:g}"
         return f"factors={self.factors}, stability={self.stability!r}, a_init={self.a_init:g}{margin}"
+
+
+def _check_rank(form: str, options: Mapping[str, Any]) -> None:
+    if form == "dense" and "rank" in options:
+        raise OptionError(
+            f'rank={options["rank"]!r} with form="dense", which has no rank', hint='name a form, too: form="cp"'
+        )
 
 
 def _autoregressed(moved: Tensor, alpha: Tensor, stability: str, margin: float | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convein.equation import composed
@@ -89,10 +90,20 @@ class Factorised(ConvEinsum):
             obj=self,
         )
 
+    def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
+        # In an expression a single entry stands for as many as are needed; torch's layers refuse a single channel.
+        place = -1 - len(self.dense.kernel)
+        known = isinstance(input, Tensor) and input.dim() >= -place and not torch.jit.is_tracing()
+        if known and input.shape[place] == 1 and (other := self._of_another_shape(input)) is not None:
+            raise other
+        return super()._value(input, text, **more)
+
+    def _of_another_shape(self, input: Tensor) -> ShapeError | None:
+        return input_of_another_shape(type(self).__name__, self.dense.inputs, SPATIAL[len(self.dense.kernel)], input)
+
     def _misfit(self, input: Tensor, error: ConveinError) -> ConveinError | None:
         if isinstance(error, ShapeError):
-            space = SPATIAL[len(self.dense.kernel)]
-            return input_of_another_shape(type(self).__name__, self.dense.inputs, space, input)
+            return self._of_another_shape(input)
         return super()._misfit(input, error)
 
     def _repr_form(self) -> str:
