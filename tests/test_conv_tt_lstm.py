@@ -434,15 +434,64 @@ def test_shapes_that_do_not_fit() -> None:
         layer(x[:0])
     with pytest.raises(ShapeError, match=r"the input of ConvTTLSTMCell is \(2, 2, 6, 5\)"):
         layer(x[:, :, :2])
-    with pytest.raises(ShapeError, match=r"the pictures are \(5, 5\) and those of the state \(6, 5\)"):
-        layer(x[..., :5, :], layer(x)[1])
-    with pytest.raises(OperandError, match=r"float32 and its weights are torch\.float64"):
-        layer(x.float())
     train = ConvTensorTrain((4, 3, 2), 3, dtype=DOUBLE)
     with pytest.raises(ShapeError, match="1 inputs for a train of order 2"):
         train(x[0])
     with pytest.raises(ShapeError, match=r"input 2 of the train is \(2, 3, 6, 5\)"):
         train(x[0], x[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (lambda state: state[:2], "2 tensors (2, 4, 6, 5), (2, 4, 6, 5), "),
+        (lambda state: [one[:, :2] for one in state], "3 tensors (2, 2, 6, 5), (2, 2, 6, 5), (2, 2, 6, 5), "),
+        (lambda state: [one[:1] for one in state], "3 tensors (1, 4, 6, 5), (1, 4, 6, 5), (1, 16, 6, 5), "),
+        (lambda state: [one[..., :5, :] for one in state], "3 tensors (2, 4, 5, 5), (2, 4, 5, 5), (2, 16, 5, 5), "),
+        (lambda state: [one[None, :, :, 0, 0] for one in state], "3 tensors (1, 2, 4), (1, 2, 4), (1, 2, 16), "),
+        (lambda _state: (), "0 tensors (), "),
+        (lambda state: state[0], "a tensor (2, 4, 6, 5)"),
+        (lambda state: (state, state), "(("),
+    ],
+)
+def test_a_state_of_another_cell(change: Any, came: str) -> None:
+    layer, x = ConvTTLSTM(3, 4, 3, dtype=DOUBLE), torch.randn(2, 2, 3, 6, 5, dtype=DOUBLE)
+    state = layer(x)[1]
+    with pytest.raises(ShapeError) as raised:
+        layer(x, change(state))
+    assert str(raised.value).startswith(f"the state of ConvTTLSTMCell is {came}")
+    assert "(2, 4, 6, 5), (2, 4, 6, 5), (2, 16, 6, 5)" in raised.value.hint
+
+
+@pytest.mark.parametrize("options", [{}, {"window": "fixed", "steps": 4}, {"order": 1, "steps": 2}, {"steps": 5}])
+def test_every_cell_says_what_its_state_is(options: dict[str, Any]) -> None:
+    x = torch.randn(2, 3, 6, 5)
+    for cell in (ConvTTLSTMCell(3, 4, 3, **options), ConvLSTMCell(3, 4, 3)):
+        state = cell(x)[1]
+        assert tuple(one.shape[1] for one in state) == cell.state_channels
+        assert cell(x, list(state))[0].shape == (2, 4, 6, 5)
+        with pytest.raises(OperandError, match=r"is torch\.float64 on cpu, and the weights are torch\.float32"):
+            cell(x, tuple(one.double() for one in state))
+
+
+def test_inputs_of_another_kind() -> None:
+    layer, x = ConvLSTM(3, 4, 3), torch.zeros(2, 2, 3, 6, 5)
+    state = layer(x)[1]
+    for value, hint in (
+        (x.to(torch.uint8), "convert the input with .to(torch.float32)"),
+        (x.double(), "convert the input with .to(torch.float32), or the layer with .to(torch.float64)"),
+        (x.to("meta"), "tensors on the meta device have no values: either both are there, or none of them"),
+    ):
+        for enabled in (False, True):
+            with pytest.raises(OperandError) as raised, torch.autocast("cpu", enabled=enabled):
+                layer(value)
+            assert raised.value.hint == hint
+    with pytest.raises(OperandError) as raised:
+        layer(x.bfloat16())
+    assert raised.value.hint.endswith("or call under torch.autocast")
+    with torch.autocast("cpu"):
+        assert layer(x.bfloat16(), state)[0].shape == (2, 2, 4, 6, 5)
+        assert layer(x, layer(x.bfloat16())[1])[0].shape == (2, 2, 4, 6, 5)
 
 
 def test_a_stage_is_the_same_convolution_as_any_other_layer() -> None:

@@ -89,3 +89,18 @@ def test_what_does_not_fit() -> None:
         field_radius(torch.ones(2, 2) / 4, (1,))
     with pytest.raises(OptionError, match=r"coefficient=1.0 of a stage"):
         theoretical_radius([ARMAStage(3, 1.0)])
+    with pytest.raises(OptionError, match=r"stages=ARMAStage\(kernel_size=3, .*\) is one layer"):
+        theoretical_radius(ARMAStage(3))  # type: ignore[arg-type]
+    for field, sentence in (
+        (torch.zeros(2, 2), "adds up to 0"),
+        (torch.tensor([2.0, -1.0]), "adds up to 1, with values below 0"),
+        (torch.tensor([1.0, math.nan]), "adds up to nan"),
+    ):
+        with pytest.raises(OptionError, match=sentence):
+            field_radius(field)
+
+
+def test_a_radius_does_not_depend_on_the_sum_of_the_field() -> None:
+    field = torch.tensor([[1, 2, 1], [0, 3, 5]])
+    for center in (None, (0, 1)):
+        assert field_radius(field, center) == pytest.approx(field_radius(field / 12, center), abs=1e-6)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convein.errors import OptionError, ShapeError
-from convein.layers import ConvLSTMCell, FramePredictor
+from convein.layers import ConvLSTMCell, ConvTTLSTM, FramePredictor
 from convein.layers.sampling import SamplingSchedule, draw_forced, frame_loss, train_step
 from convein.metering import LiveMemory
 from datasets.moving import digit_pictures, moving_digits, reflected, scaled
@@ -161,6 +161,10 @@ def test_copies_state_dicts_and_graphs() -> None:
         (lambda: small(skip=0), OptionError, "skip=0 is no size"),
         (lambda: FramePredictor(1, (2, 2), (1, 1, 1)), OptionError, r"layers=\(1, 1, 1\) for 2 blocks"),
         (lambda: FramePredictor(1, ()), OptionError, "for 0 blocks"),
+        (lambda: FramePredictor(1, 8), OptionError, "hidden_channels=8 of the blocks\n\none number for each block"),  # type: ignore[arg-type]
+        (lambda: FramePredictor(1, (2, 2), skip=5), OptionError, "skip=5 of 2 blocks: none is so many"),
+        (lambda: FramePredictor(1, (2, 2), skip=2), OptionError, "skip=2 of 2 blocks: none is so many"),
+        (lambda: small(cell=ConvTTLSTM), OptionError, "cell= makes ConvTTLSTM, which is no cell"),
         (lambda: small(checkpoint=-1), OptionError, "checkpoint=-1"),
         (lambda: small()(frames(), 0), OptionError, "future=0 is no size"),
         (lambda: small()(frames()[:, :, :1]), ShapeError, r"the frames are \(2, 4, 1, 6, 5\)"),

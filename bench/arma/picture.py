@@ -49,6 +49,10 @@ def draw_fields(found: Sequence[Field], file: Path) -> None:
         _curve(against_a, theory, measured, color, f"{depth} layer{'s' if depth > 1 else ''}")
     _finish(against_depth, "layers")
     _finish(against_a, "a")
+    figure.suptitle(
+        "each layer, along each dimension: y[i] - a/2 (y[i - 1] + y[i + 1]) = (1 - a) mean of x[i - 1], x[i], x[i + 1]",
+        fontsize=9,
+    )
     figure.savefig(file, dpi=75)
 
 

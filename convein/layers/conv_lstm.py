@@ -70,6 +70,11 @@ class ConvLSTMCell(Cell):
         if self.bias is not None:
             draw_bias(self.bias, self.init, inputs * self.W[0, 0].numel())
 
+    @property
+    def state_channels(self) -> tuple[int, ...]:
+        """The channels of h and c."""
+        return self.hidden_channels, self.hidden_channels
+
     def prepare(self) -> _Weights:
         """Both kernels side by side."""
         bias = None if self.bias is None else self.bias.view(-1, 1, 1)

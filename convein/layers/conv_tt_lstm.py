@@ -168,6 +168,12 @@ class ConvTTLSTMCell(Cell):
         gates = torch.cat((self.W, first), 1)
         return _Weights(torch.cat(rows), reading_bias, () if self.joint else tuple(train), gates, gates_bias)
 
+    @property
+    def state_channels(self) -> tuple[int, ...]:
+        """The channels of the history, of c and, where they are kept, of V(2), ..., V(N) together."""
+        trains = () if self.window == "fixed" or self.order == 1 else (sum(self.ranks[1:]),)
+        return self.stored * self.hidden_channels, self.hidden_channels, *trains
+
     def start(self, x: Tensor, weights: _Weights) -> State:  # type: ignore[override]
         """Zeros, and the V(2), ..., V(N) that biases make of hidden states that are all zero."""
         history, cell = zeros(x, self.stored * self.hidden_channels), zeros(x, self.hidden_channels)

@@ -47,8 +47,10 @@ def theoretical_radius(stages: Iterable[ARMAStage]) -> float:
         stages: the layers. Where they are two-sided, a / (1 - a) takes the place of a / (1 - a)^2.
 
     Raises:
-        OptionError: a coefficient is not stable or negative.
+        OptionError: a coefficient is not stable or negative, or there is one stage and no list.
     """
+    if isinstance(stages, ARMAStage):
+        raise OptionError(f"stages={stages!r} is one layer", hint="a list of layers: [ARMAStage(...)]")
     stages = tuple(stages)
     for stage in stages:
         if not 0 <= stage.coefficient < 1:
@@ -98,20 +100,28 @@ def field_radius(field: Tensor, center: Sequence[int] | None = None) -> tuple[fl
     """The radius of a receptive field along each dimension, in points.
 
     Args:
-        field: (*space), magnitudes that add up to 1.
+        field: (*space), magnitudes: what counts is the share that each has of their sum.
         center: the point that distances are measured from: r^2 is the mean of |p|^2 less the square of the mean of |p|
             (definition 6.3). For fields that look one way only, such as those of theorem 6.3, that is the standard
             deviation. None is the standard deviation of any field.
 
     Raises:
         ShapeError: the center has other dimensions.
+        OptionError: a magnitude is negative or no number, or all are zero.
     """
+    weights = field.double()
+    total = float(weights.sum())
+    if not (0 < total < math.inf and bool((weights >= 0).all())):
+        raise OptionError(
+            f"the field adds up to {total:g}" + ", with values below 0" * bool((weights < 0).any()),
+            hint="magnitudes, such as those that receptive_field returns",
+        )
     if center is not None and len(center) != field.dim():
         raise ShapeError(f"center={tuple(center)} of a field with the sizes {tuple(field.shape)}")
     found = []
     for axis, size in enumerate(field.shape):
         others = [other for other in range(field.dim()) if other != axis]
-        share = (field.sum(others) if others else field).double()
+        share = (weights.sum(others) if others else weights) / total
         distance = torch.arange(size, dtype=torch.float64, device=field.device)
         if center is not None:
             distance = (distance - range(size)[center[axis]]).abs()

@@ -16,6 +16,7 @@ from convein.execution.ops import is_untraced, transposed
 from convein.layers.bias import biased
 from convein.layers.conv import positive
 from convein.layers.ctt import INITS, STAGE, one_of, pair
+from convein.layers.misfits import input_of_another_kind
 from convein.options import as_bool, as_integer, shown
 from convein.pipeline import conv_einsum
 
@@ -55,6 +56,11 @@ class Cell(nn.Module, ABC):
     def prepare(self) -> tuple[Any, ...]:
         """The parameters as the steps take them: once for a whole sequence."""
 
+    @property
+    @abstractmethod
+    def state_channels(self) -> tuple[int, ...]:
+        """The channels of each tensor of the state, all of them (batch, channels, h, w)."""
+
     @abstractmethod
     def start(self, x: Tensor, weights: tuple[Any, ...]) -> State:
         """The state before the first step: all hidden states so far were zero.
@@ -79,7 +85,8 @@ class Cell(nn.Module, ABC):
             The hidden state (batch, hidden_channels, h, w), and the state for the next step.
 
         Raises:
-            ShapeError: x is of another shape, or of another size than the state.
+            ShapeError: x is of another shape, or the state is not one of this cell for such an x.
+            OperandError: x or the state is of another dtype or on another device than the weights.
         """
         self.check(x, state)
         weights = self.prepare()
@@ -92,16 +99,39 @@ class Cell(nn.Module, ABC):
                 f"the input of {type(self).__name__} is {tuple(x.shape)}",
                 hint=f"({leading}, {self.in_channels}, h, w)" if leading == "batch" else leading,
             )
-        if state is not None and state[0].shape[2:] != x.shape[2:]:
+        if not self._takes(x) and (error := input_of_another_kind(x, [self.W])) is not None:
+            raise error
+        if state is not None:
+            self._check_state(x, state)
+
+    def _check_state(self, x: Tensor, state: object) -> None:
+        wanted = [(x.shape[0], channels, *x.shape[2:]) for channels in self.state_channels]
+        name = type(self).__name__
+        if not isinstance(state, (tuple, list)) or not all(isinstance(one, Tensor) for one in state):
+            what = f"a tensor {tuple(state.shape)}" if isinstance(state, Tensor) else shown(state)
+            raise ShapeError(f"the state of {name} is {what}", hint=f"a tuple of tensors {_listed(wanted)}")
+        came = [tuple(one.shape) for one in state]
+        if came != wanted:
             raise ShapeError(
-                f"the pictures are {tuple(x.shape[2:])} and those of the state {tuple(state[0].shape[2:])}",
-                hint="a state goes with the sequence that it comes from; None starts a new one",
+                f"the state of {name} is {len(came)} tensors {_listed(came)}, and the input of a step {tuple(x.shape)}",
+                hint=f"it goes with {len(wanted)} tensors {_listed(wanted)}: what the same layer returned for the "
+                "steps before; None starts a new sequence",
             )
-        if x.dtype != self.W.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise OperandError(
-                f"the input of {type(self).__name__} is {x.dtype} and its weights are {self.W.dtype}",
-                hint="convert one of them, or use torch.autocast",
-            )
+        for one in state:
+            if not self._takes(one):
+                raise OperandError(
+                    f"the state of {name} is {one.dtype} on {one.device}, "
+                    f"and the weights are {self.W.dtype} on {self.W.device}",
+                    hint=f"convert its tensors with .to({str(self.W.device)!r}, {self.W.dtype})",
+                )
+
+    def _takes(self, value: Tensor) -> bool:
+        """Whether a value is of the dtype and on the device of the weights, or autocast makes it so."""
+        if value.device != self.W.device or value.dtype == self.W.dtype:
+            return value.device == self.W.device
+        # Autocast leaves integers and float64 as they are.
+        cast = all(one.is_floating_point() and one.dtype != torch.float64 for one in (value, self.W))
+        return cast and torch.is_autocast_enabled(value.device.type)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """A convolution that keeps the picture's size."""
@@ -130,6 +160,10 @@ def _by_channels(z: Tensor) -> Tensor:
         return z
     batch, channels, high, wide = z.shape
     return transposed(z.permute(0, 2, 3, 1).reshape(batch, high * wide, channels)).reshape(z.shape)
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes)) or "()"
 
 
 def zeros(x: Tensor, channels: int) -> Tensor:
@@ -170,7 +204,8 @@ class Recurrent(nn.Module, Generic[C]):
             The hidden states (time, batch, hidden_channels, h, w), or (batch, time, ...), and the state after them.
 
         Raises:
-            ShapeError: the input is of another shape, has no step, or does not fit the state.
+            ShapeError: the input is of another shape, has no step, or the state is not one of this layer for it.
+            OperandError: the input or the state is of another dtype or on another device than the weights.
         """
         axes = "batch, time" if self.batch_first else "time, batch"
         wanted = f"({axes}, {self.cell.in_channels}, h, w), with one step at least"

@@ -37,7 +37,8 @@ class FramePredictor(nn.Module):
         channels: of a frame.
         hidden_channels: of the layers of each block.
         layers: how many each block has; one number for all.
-        skip: the output of block b goes beside that of block b + skip into what follows it; None: it does not.
+        skip: the output of block b goes beside that of block b + skip into what follows it, so that it is less than
+            the number of blocks; None: it does not.
         sigmoid: predictions are between 0 and 1.
         cell: the class of the layers: `ConvTTLSTMCell`, `ConvLSTMCell`, or a function of the channels of x and h.
         checkpoint: as for `ConvTTLSTM`: only the states between segments of time steps are kept for the backward pass.
@@ -68,6 +69,11 @@ class FramePredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = positive("channels", channels)
+        if isinstance(hidden_channels, str) or not isinstance(hidden_channels, Sequence):
+            raise OptionError(
+                f"hidden_channels={shown(hidden_channels)} of the blocks",
+                hint="one number for each block, such as (32, 48, 48, 32)",
+            )
         self.hidden_channels = tuple(positive("hidden_channels", one) for one in hidden_channels)
         counts = [layers] * len(self.hidden_channels) if isinstance(layers, int) else list(layers)
         if not self.hidden_channels or len(counts) != len(self.hidden_channels):
@@ -76,13 +82,18 @@ class FramePredictor(nn.Module):
                 hint="a number for all, or one for each",
             )
         self.skip = None if skip is None else positive("skip", skip)
+        if self.skip is not None and self.skip >= len(self.hidden_channels):
+            raise OptionError(
+                f"skip={self.skip} of {len(self.hidden_channels)} blocks: none is so many after another",
+                hint="fewer than there are blocks, or skip=None",
+            )
         self.sigmoid = sigmoid
         self.checkpoint = checked_segment(checkpoint)
         placed = {"device": device, "dtype": dtype}
         blocks, inputs = [], self.channels
         for b, (hidden, count) in enumerate(zip(self.hidden_channels, counts, strict=True)):
             sizes = [inputs, *[hidden] * (positive("layers", count) - 1)]
-            blocks.append(nn.ModuleList(cell(size, hidden, **options, **placed) for size in sizes))
+            blocks.append(nn.ModuleList(_cell(cell(size, hidden, **options, **placed)) for size in sizes))
             inputs = hidden + sum(self.hidden_channels[other] for other in self._beside(b))
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Parameter(torch.empty(self.channels, inputs, device=device, dtype=dtype))
@@ -189,3 +200,12 @@ class FramePredictor(nn.Module):
         parts = [f"{self.channels}, {self.hidden_channels}, skip={self.skip}"]
         parts += [f"{name}={getattr(self, name)}" for name in ("sigmoid", "checkpoint") if getattr(self, name)]
         return ", ".join(parts)
+
+
+def _cell(made: object) -> Cell:
+    if not isinstance(made, Cell):
+        raise OptionError(
+            f"cell= makes {type(made).__name__}, which is no cell",
+            hint="ConvTTLSTMCell, ConvLSTMCell, or a function of the channels of x and h that returns one of them",
+        )
+    return made
