@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
+from torch.nn.utils import prune
 
 from convein import OptionError, ShapeError, conv_einsum
 from convein.layers.sc_fac import (
@@ -646,3 +647,40 @@ def test_without_numbers() -> None:
 def test_errors_are_sentences(call: Callable[[], object], sentence: str) -> None:
     with pytest.raises((OptionError, ShapeError), match=sentence):
         call()
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_autocast_makes_and_keeps_no_weight_of_less_precision(kernel: int) -> None:
+    layer, x = OrthogonalConv2d(8, 8, kernel).eval(), torch.randn(2, 8, 8, 8)
+    with torch.no_grad():
+        expected = copy.deepcopy(layer)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert torch.equal(layer(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (singular_values(copy.deepcopy(layer), (8, 8)) - 1).abs().max() < 1e-5
+
+
+def test_a_weight_made_in_inference_mode_is_not_kept() -> None:
+    layer = OrthogonalConv2d(4, 4, 1).eval().requires_grad_(False)
+    x = torch.randn(1, 4, 5, 5)
+    with torch.inference_mode():
+        layer(x)
+        layer(x)
+    layer(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+def test_another_factor_or_map_is_noticed() -> None:
+    layer, other, x = OrthogonalConv2d(4, 4, 3).eval(), OrthogonalConv2d(4, 4, 3), torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        other.rotation.free.uniform_()
+        layer(x)
+        layer.rotation = other.rotation
+        torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
+        layer.subspaces[0] = other.subspaces[0]
+        torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
+        layer.rotation.map = "cayley"
+        torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
+        prune.identity(layer.rotation, "free")
+        torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))

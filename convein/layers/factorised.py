@@ -93,7 +93,7 @@ class Factorised(ConvEinsum):
     def _value(self, input: Tensor, text: str, **more: Any) -> Tensor:
         # In an expression a single entry stands for as many as are needed; torch's layers refuse a single channel.
         place = -1 - len(self.dense.kernel)
-        known = isinstance(input, Tensor) and input.dim() >= -place and not torch.jit.is_tracing()
+        known = isinstance(input, Tensor) and input.dim() >= -place and torch._C._get_tracing_state() is None
         if known and input.shape[place] == 1 and (other := self._of_another_shape(input)) is not None:
             raise other
         return super()._value(input, text, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,15 +22,25 @@ _Source = tuple[Mapping[str, Tensor | None], str, Tensor, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A weight, and what it was made from: held, so that no other tensor can get its place."""
+    """A weight, and what it was made from: held, so that no other tensor can get its place.
+
+    Attributes:
+        sources: the tensors; none where nobody would tell of their changes.
+        parts: where each factor was found, by which name, it, and how it makes matrices.
+        weight: it.
+    """
 
     sources: tuple[_Source, ...]
+    parts: tuple[tuple[Mapping[str, nn.Module | None], str, Factor, str], ...]
     weight: Tensor
 
     def is_current(self) -> bool:
-        """Whether the layer still has these tensors, and nobody wrote to them."""
-        for place, name, tensor, version, pointer in self.sources:
-            if place[name] is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
+        """Whether the layer still has these factors and tensors, and nobody wrote to them."""
+        for place, name, factor, map in self.parts:
+            if place.get(name) is not factor or factor.map != map:
+                return False
+        for holder, name, tensor, version, pointer in self.sources:
+            if holder.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != pointer:
                 return False
         return bool(self.sources)
 
@@ -81,8 +91,11 @@ class OrthogonalLayer(nn.Module):
         return torch.is_grad_enabled() and any(factor.free.requires_grad for factor in self.factors())
 
     def _may_keep(self) -> bool:
-        """Whether the numbers stay where they are: they are parameters, of the layer itself, and do not learn."""
-        return not self._needs_gradients() and all(
+        """Whether the numbers stay where they are: they are parameters, of the layer itself, and do not learn.
+
+        What is made in inference mode can be used there only.
+        """
+        return not (torch.is_inference_mode_enabled() or self._needs_gradients()) and all(
             type(factor.free) is nn.Parameter and not factor.free.is_meta for factor in self.factors()
         )
 
@@ -96,10 +109,23 @@ class OrthogonalLayer(nn.Module):
                 if name in place and not tensor.is_inference():
                     yield place, name, tensor, tensor._version, tensor.data_ptr()
 
+    def _parts(self) -> Iterator[tuple[Mapping[str, nn.Module | None], str, Factor, str]]:
+        """All factors, with the places in which others might be put."""
+        for module in self.modules():
+            for name, part in module._modules.items():
+                if isinstance(part, Factor):
+                    yield module._modules, name, part, part.map
+
     def _made(self, matrices: Sequence[Tensor] | None = None) -> _Made:
-        weight = self.assembled(orthogonal_matrices(self.factors()) if matrices is None else matrices)
-        sources = tuple(self._sources()) if is_untraced() else ()
-        return _Made(sources if len(sources) == 2 * len(self.factors()) else (), weight)
+        factors = self.factors()
+        device = factors[0].base.device
+        # Of half precision the cascade would lose what makes the weight orthogonal; the weight itself may be rounded.
+        with nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
+            weight = self.assembled(orthogonal_matrices(factors) if matrices is None else matrices)
+        if not is_untraced():
+            return _Made((), (), weight)
+        sources = tuple(self._sources())
+        return _Made(sources if len(sources) == 2 * len(factors) else (), tuple(self._parts()), weight)
 
     def train(self, mode: bool = True) -> Self:
         """Also forgets the weight."""
