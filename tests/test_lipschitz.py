@@ -71,6 +71,25 @@ def test_group_sort_permutes_the_channels_of_a_group(size: int) -> None:
     J = jacobian(GroupSort(size), x)
     same(J.mT @ J, torch.eye(72, dtype=DOUBLE))
     assert torch.equal(GroupSort(size, dim=-1)(x.mT), y.mT)
+    assert torch.equal(GroupSort(size, dim=-3)(x[0, :, None]), y[0, :, None])
+
+
+@pytest.mark.parametrize("part", [GroupSort(), ConcatenativeSkip(nn.Identity())])
+def test_channels_that_are_not_there(part: nn.Module) -> None:
+    with pytest.raises(ShapeError, match=r"an input of \(4,\) has no channels at dim=1"):
+        part(torch.rand(4))
+
+
+@pytest.mark.parametrize("skip", ["residual", "concatenative"])
+def test_wide_resnet_of_any_size_and_batch(skip: Any) -> None:
+    model = LipschitzWideResNet(10, 1, size=28, channels=1, skip=skip, base=(4, 4, 4), dtype=DOUBLE)
+    x = torch.randn(2, 1, 28, 28, dtype=DOUBLE)
+    scores = model(x)
+    assert scores.shape == (2, 10)
+    same(model(x[0]), scores[0])
+    same(model(x[None]), scores[None])
+    for size in range(4, 72, 4):
+        LipschitzWideResNet(10, 1, size=size, base=(2, 2, 2))
 
 
 def test_lip_swish_has_slopes_of_at_most_one() -> None:
@@ -154,8 +173,16 @@ def test_the_loss_vanishes_where_all_is_certified() -> None:
         lambda: margin_loss(scores, labels, 0.0),
         lambda: margin_loss(scores, labels, 1.0, norm=0.5),
         lambda: certified_radius(scores, labels, -1.0),
+        lambda: certified_accuracy(scores, labels, -0.5),
     ):
         with pytest.raises(OptionError):
+            call()
+    for call in (
+        lambda: certified_radius(scores, labels[:1]),
+        lambda: certified_accuracy(scores, labels[:1], 0.0),
+        lambda: certified_accuracy(scores[0], labels[0], 0.0),
+    ):
+        with pytest.raises(ShapeError, match="labels of"):
             call()
 
 

@@ -620,6 +620,29 @@ def test_without_numbers() -> None:
     assert empty.shape == (0, 6, 5, 5)
 
 
+def test_a_transposed_layer_shows_its_own_arguments() -> None:
+    found = repr(OrthogonalConvTranspose2d(8, 2, 4, stride=2))
+    assert found.startswith("OrthogonalConvTranspose2d(\n  8, 2, kernel_size=(4, 4), stride=(2, 2), init='uniform'")
+    assert "...thw,tshw->...shw|h[transposed, " in found
+    assert "2, 8, kernel_size=(4, 4)" in repr(OrthogonalConv2d(2, 8, 4, stride=2))
+
+
+def test_gradients_accumulate_over_contexts() -> None:
+    model, x = OrthogonalConv2d(2, 2, 3, dtype=DOUBLE), torch.randn(2, 2, 4, 4, dtype=DOUBLE)
+    target = torch.randn(2, 2, 4, 4, dtype=DOUBLE)
+    free = model.rotation.free
+    (wanted,) = torch.autograd.grad((model(x) * target).sum(), free)
+    for part, aim in zip(x.split(1), target.split(1)):
+        with orthogonal_weights(model):
+            (model(part) * aim).sum().backward()
+    same(free.grad, wanted)
+    free.grad = None
+    with orthogonal_weights(model):
+        for part, aim, more in zip(x.split(1), target.split(1), (True, False)):
+            (model(part) * aim).sum().backward(retain_graph=more)
+    same(free.grad, wanted)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -641,6 +664,8 @@ def test_without_numbers() -> None:
         (lambda: OrthogonalConv2d(4, 4, 3).rotation.assign(torch.eye(5)), r"matrices of \(5, 5\)"),
         (lambda: orthogonal_weights(nn.ReLU()).__enter__(), '"ReLU" has no orthogonal layers'),
         (lambda: singular_values(OrthogonalConv2d(4, 4, 3), (4,)), "of 2 dimensions"),
+        (lambda: singular_values(OrthogonalLinear(4, 4), (3,)), r"sizes=\(3,\) of a linear layer"),
+        (lambda: singular_values(nn.Conv2d(4, 4, 3), (4, 4)), '"Conv2d" is no orthogonal layer'),  # type: ignore[arg-type]
         (lambda: GroupSort(2)(torch.ones(1, 3)), "3 channels in groups of 2"),
     ],
 )

@@ -1,4 +1,9 @@
-"""One network with three kinds of layers: orthogonal, normalised by their largest singular value, or free."""
+"""One network with three kinds of layers: orthogonal, normalised by torch's spectral_norm, or free.
+
+Torch's spectral_norm divides a convolution's kernel by the largest singular value of the kernel as a matrix
+(out, in * height * width). That is not the convolution's own largest singular value, which is up to
+sqrt(height * width) times larger; so the normalised network's bound is far above one.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convein.errors import ShapeError
 from convein.layers.conv import positive
+from convein.layers.sc_fac.base import channel_axis
 
 
 class GroupSort(nn.Module):
@@ -18,7 +19,8 @@ class GroupSort(nn.Module):
 
     Args:
         size: of a group, from 2.
-        dim: of the channels; in an input (batch, channels, ...) it is 1.
+        dim: of the channels. It is 1 in an input (batch, channels, ...); -3 is that of pictures (..., channels, h, w)
+            with any number of batch dimensions or none, -1 that of vectors (..., channels).
     """
 
     def __init__(self, size: int = 2, dim: int = 1) -> None:
@@ -30,15 +32,15 @@ class GroupSort(nn.Module):
         """The input with its channels sorted within groups.
 
         Raises:
-            ShapeError: the channels are no multiple of the size.
+            ShapeError: the channels are no multiple of the size, or the input has no such dimension.
         """
-        channels = input.shape[self.dim]
+        dim = channel_axis(input, self.dim)
+        channels = input.shape[dim]
         if channels % self.size:
             raise ShapeError(f"{channels} channels in groups of {self.size}", hint="a multiple of the group's size")
         if self.size == 2:
-            first, second = input.chunk(2, self.dim)
-            return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], self.dim)
-        dim = self.dim % input.dim()
+            first, second = input.chunk(2, dim)
+            return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim)
         groups = input.reshape(*input.shape[:dim], self.size, channels // self.size, *input.shape[dim + 1 :])
         return groups.sort(dim).values.reshape(input.shape)
 

@@ -149,6 +149,9 @@ def orthogonal_weights(model: nn.Module) -> Iterator[None]:
     are when it is entered; a layer whose parameters change within it makes its own weight again. What is traced
     (compiled, exported, transformed) makes its weights by itself. Weights that are kept outside of training stay so.
 
+    All calls within it share one graph: to accumulate gradients over several backward passes, enter it for each, or add
+    up the losses, or pass `retain_graph=True` to all but the last.
+
     Args:
         model: any module with orthogonal layers.
 
@@ -169,6 +172,20 @@ def orthogonal_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _SHARED.reset(before)
+
+
+def channel_axis(input: Tensor, dim: int) -> int:
+    """The dimension of the channels, counted from the front.
+
+    Raises:
+        ShapeError: the input has no such dimension.
+    """
+    if not -input.dim() <= dim < input.dim():
+        raise ShapeError(
+            f"an input of {tuple(input.shape)} has no channels at dim={dim}",
+            hint="dim=-1 for vectors, dim=-3 for pictures without a batch",
+        )
+    return dim % input.dim()
 
 
 def check_channels(name: str, found: int, wanted: int) -> None:

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from convein.errors import OptionError
+from convein.errors import OptionError, ShapeError
 
 
 def certified_radius(scores: Tensor, labels: Tensor, lipschitz: float = 1.0) -> Tensor:
@@ -23,8 +23,13 @@ def certified_radius(scores: Tensor, labels: Tensor, lipschitz: float = 1.0) -> 
 
     Returns:
         (batch,).
+
+    Raises:
+        OptionError: a constant that is none.
+        ShapeError: not one label for each row of scores.
     """
     _check_positive("lipschitz", lipschitz)
+    _check_labels(scores, labels)
     own = scores.gather(1, labels[:, None])
     others = scores.scatter(1, labels[:, None], -math.inf)
     margins: Tensor = (own - others.amax(1, keepdim=True)).squeeze(1)
@@ -32,7 +37,15 @@ def certified_radius(scores: Tensor, labels: Tensor, lipschitz: float = 1.0) -> 
 
 
 def certified_accuracy(scores: Tensor, labels: Tensor, radius: float, lipschitz: float = 1.0) -> float:
-    """The fraction of inputs with the right answer everywhere within a radius; with radius 0, the accuracy."""
+    """The fraction of inputs with the right answer everywhere within a radius; with radius 0, the accuracy.
+
+    Raises:
+        OptionError: a radius below 0, or a constant that is none.
+        ShapeError: not one label for each row of scores.
+    """
+    if not radius >= 0:
+        raise OptionError(f"radius={radius!r}", hint="a number from 0")
+    _check_labels(scores, labels)
     if radius == 0:
         return float((scores.argmax(1) == labels).double().mean())
     return float((certified_radius(scores, labels, lipschitz) > radius).double().mean())
@@ -57,6 +70,14 @@ def margin_loss(scores: Tensor, labels: Tensor, radius: float, *, lipschitz: flo
     if not norm >= 1:
         raise OptionError(f"norm={norm!r} is no norm", hint="a number from 1: 2 for the Euclidean norm")
     return F.multi_margin_loss(scores, labels, margin=radius * 2 ** ((norm - 1) / norm) * lipschitz)
+
+
+def _check_labels(scores: Tensor, labels: Tensor) -> None:
+    if scores.dim() != 2 or labels.shape != scores.shape[:1]:
+        raise ShapeError(
+            f"labels of {tuple(labels.shape)} for scores of {tuple(scores.shape)}",
+            hint="scores (batch, classes) and one label for each row",
+        )
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -142,11 +143,14 @@ class _OrthogonalConvNd(OrthogonalLayer):
 
     def extra_repr(self) -> str:
         """Torch's arguments, then the expression."""
+        return self._described(self.geometry, self._forward)
+
+    def _described(self, arguments: Geometry, expression: str) -> str:
         ranks = {subspace.rank for subspace in self.subspaces}
-        shown = [str(self.geometry), f"init={self.init!r}"]
+        shown = [str(arguments), f"init={self.init!r}"]
         if ranks and ranks != {max(1, self.geometry.channels // 2)}:
             shown.append(f"rank={tuple(subspace.rank for subspace in self.subspaces)}")
-        return f"{', '.join([*shown, *([] if self.bias is not None else ['bias=False'])])}\n{self.geometry.forward!r}"
+        return f"{', '.join([*shown, *([] if self.bias is not None else ['bias=False'])])}\n{expression!r}"
 
 
 class OrthogonalConv1d(_OrthogonalConvNd):
@@ -220,6 +224,11 @@ class _OrthogonalConvTransposeNd(_OrthogonalConvNd):
                 hint="an inverse needs out_channels * stride >= in_channels; `adjoint` is there always",
             )
         return super()._applied(self._without_bias(output))
+
+    def extra_repr(self) -> str:
+        """Torch's arguments, then the expression of the adjoint."""
+        own = replace(self.geometry, inputs=self.geometry.outputs, outputs=self.geometry.inputs)
+        return self._described(own, self._backward)
 
 
 class OrthogonalConvTranspose1d(_OrthogonalConvTransposeNd):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convein.errors import ShapeError
+from convein.layers.sc_fac.base import channel_axis
 
 
 class ResidualSkip(nn.Module):
@@ -46,10 +47,12 @@ class ConcatenativeSkip(nn.Module):
     Args:
         branch: of the second half of the channels.
         shortcut: of the first half.
+        dim: of the channels, as for `GroupSort`; -3 for pictures with any number of batch dimensions or none.
     """
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None, dim: int = 1) -> None:
         super().__init__()
+        self.dim = dim
         self.branch = branch
         self.shortcut = nn.Identity() if shortcut is None else shortcut
 
@@ -57,12 +60,17 @@ class ConcatenativeSkip(nn.Module):
         """(batch, c, ...) -> (batch, 2 c', ...) for halves that become c' channels each, in turns.
 
         Raises:
-            ShapeError: the channels have no halves, or the halves become different shapes.
+            ShapeError: there are no channels, they have no halves, or the halves become different shapes.
         """
-        if input.shape[1] % 2:
-            raise ShapeError(f"{input.shape[1]} channels in two halves", hint="an even number")
-        first, second = input.chunk(2, 1)
+        dim = channel_axis(input, self.dim)
+        if input.shape[dim] % 2:
+            raise ShapeError(f"{input.shape[dim]} channels in two halves", hint="an even number")
+        first, second = input.chunk(2, dim)
         straight, found = self.shortcut(first), self.branch(second)
         if found.shape != straight.shape:
             raise ShapeError(f"a branch to {tuple(found.shape)} and a shortcut to {tuple(straight.shape)}")
-        return torch.stack([straight, found], 2).flatten(1, 2)
+        return torch.stack([straight, found], dim + 1).flatten(dim, dim + 1)
+
+    def extra_repr(self) -> str:
+        """Where the channels are."""
+        return f"dim={self.dim}"

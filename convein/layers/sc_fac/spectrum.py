@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convein.errors import ShapeError
+from convein.errors import OptionError, ShapeError
 from convein.layers.sc_fac.convolution import _OrthogonalConvNd
 from convein.layers.sc_fac.linear import OrthogonalLinear
+from convein.options import shown
 
 
 @torch.no_grad()
@@ -20,16 +21,24 @@ def singular_values(layer: _OrthogonalConvNd | OrthogonalLinear, sizes: tuple[in
     Args:
         layer: whose weight is taken as it is.
         sizes: of a convolution's input, one for each axis; zeros all around are as a circular input long enough for
-            them.
+            them; of a linear layer none.
 
     Returns:
         (groups * frequencies, smaller number of channels of a group); for a linear layer (1, smaller side).
 
     Raises:
+        OptionError: no orthogonal layer.
         ShapeError: sizes that do not fit.
     """
+    if not isinstance(layer, _OrthogonalConvNd | OrthogonalLinear):
+        raise OptionError(
+            f"{shown(type(layer).__name__)} is no orthogonal layer",
+            hint="OrthogonalConv2d, OrthogonalLinear, ...; torch.linalg.svdvals takes the weight of any linear layer",
+        )
     weight = layer.dense_weight().double()
     if isinstance(layer, OrthogonalLinear):
+        if sizes:
+            raise ShapeError(f"sizes={sizes!r} of a linear layer", hint="none: they are of a convolution's input")
         alone: Tensor = torch.linalg.svdvals(weight)
         return alone[None]
     geometry = layer.geometry

@@ -32,7 +32,8 @@ class LipschitzWideResNet(nn.Module):
         classes: scores.
         channels: of the input.
         size: height and width of the input, a multiple of 4.
-        pool: windows of the last pooling; by default those that leave 2 x 2 positions, where there are more.
+        pool: windows of the last pooling, which divide size / 4; by default those that leave 2 x 2 positions, or one
+            where size / 4 is odd.
         base: the channels of the stages before they are multiplied by the width.
         skip: "residual", a mean, or "concatenative", which keeps norms.
         **given: of all convolutions: map, init, rank, device, dtype.
@@ -63,16 +64,18 @@ class LipschitzWideResNet(nn.Module):
         if skip not in ("residual", "concatenative"):
             raise OptionError(f"skip={skip!r} is no connection", hint='"residual" or "concatenative"')
         last = positive("size", size) // 4
-        pool = max(1, last // 2) if pool is None else positive("pool", pool)
-        if size % 4 or last % pool:
-            raise OptionError(
-                f"size={size} with pool={pool}", hint="the size is a multiple of 4 * pool: it is halved twice"
-            )
-        blocks: list[nn.Module] = [OrthogonalConv2d(channels, base[0], 3, **given), GroupSort()]
+        if size % 4:
+            raise OptionError(f"size={size} is halved twice", hint="a multiple of 4")
+        if pool is None:
+            pool = last if last % 2 else last // 2
+        elif last % positive("pool", pool):
+            raise OptionError(f"pool={pool} of {last} x {last} positions", hint=f"a divisor of {last}: size / 4")
+        blocks: list[nn.Module] = [OrthogonalConv2d(channels, base[0], 3, **given), GroupSort(dim=-3)]
         inputs = base[0]
         for stage, outputs in enumerate(number * positive("width", width) for number in base):
             for block in range(repeats):
-                blocks += [_block(inputs, outputs, skip, pools=stage > 0 and block == 0, given=given), GroupSort()]
+                made = _block(inputs, outputs, skip, pools=stage > 0 and block == 0, given=given)
+                blocks += [made, GroupSort(dim=-3)]
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.pool = LipschitzPool2d(pool)
@@ -80,14 +83,14 @@ class LipschitzWideResNet(nn.Module):
         self.head = OrthogonalLinear(inputs * (last // pool) ** 2, classes, **kept)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(batch, channels, size, size) -> (batch, classes)."""
+        """(..., channels, size, size) -> (..., classes)."""
         if not is_untraced():
             return self._scores(input)
         with orthogonal_weights(self):
             return self._scores(input)
 
     def _scores(self, input: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.pool(self.blocks(input)).flatten(1))
+        scores: Tensor = self.head(self.pool(self.blocks(input)).flatten(-3))
         return scores
 
 
@@ -98,10 +101,10 @@ def _block(inputs: int, outputs: int, skip: Skip, *, pools: bool, given: dict[st
     pooling: list[nn.Module] = [LipschitzPool2d(2)] if pools else []
     branch = nn.Sequential(
         OrthogonalConv2d(inputs, outputs, 3, **given),
-        GroupSort(),
+        GroupSort(dim=-3),
         OrthogonalConv2d(outputs, outputs, 3, **given),
         *pooling,
     )
     change: list[nn.Module] = [OrthogonalConv2d(inputs, outputs, 1, **given)] if inputs != outputs else []
     shortcut = nn.Sequential(*change, *pooling)
-    return ResidualSkip(branch, shortcut) if skip == "residual" else ConcatenativeSkip(branch, shortcut)
+    return ResidualSkip(branch, shortcut) if skip == "residual" else ConcatenativeSkip(branch, shortcut, dim=-3)
