@@ -81,6 +81,7 @@ def keep(found: Sequence[Score], settings: Settings, shared: Mapping[str, str]) 
         "epochs": settings.epochs,
         "rates": f"{settings.rate:g}/{settings.plain_rate:g}",
         "entropy": settings.entropy,
+        "divergence": settings.divergence,
     }
     rows = [
         {
@@ -113,6 +114,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain-rate", type=float, default=usual.plain_rate, help="for real weights (%(default)s)")
     parser.add_argument("--entropy", type=float, default=usual.entropy, help="lambda (%(default)s)")
     parser.add_argument(
+        "--divergence", type=float, default=usual.divergence, help="its weight for normal weights (%(default)s)"
+    )
+    parser.add_argument(
         "--validation", action="store_true", help="score on a quarter of the training pictures, held back: to choose by"
     )
     parser.add_argument("--dry", action="store_true", help="print only: no rows, no picture")
@@ -133,6 +137,7 @@ def main(words: Sequence[str] | None = None) -> int:
         rate=arguments.rate,
         plain_rate=arguments.plain_rate,
         entropy=arguments.entropy,
+        divergence=arguments.divergence,
         validation=arguments.validation,
     )
     setting = environment(heap="")  # now: the commit that is measured

@@ -34,6 +34,7 @@ class Settings:
         plain_rate: the same for the weights of the other networks.
         entropy: lambda, the weight of the entropy.
         warm_up: epochs before it, in which the weight is -1e-4, as in the published code: it pushes weights apart.
+        divergence: the weight of the divergence of normal weights from their prior, in all epochs.
         batch: pictures in a minibatch.
         validation: whether the last part of the training pictures is held back in the place of the test pictures.
     """
@@ -44,6 +45,7 @@ class Settings:
     plain_rate: float = 1e-2
     entropy: float = 3e-3
     warm_up: int = 5
+    divergence: float = 0.1
     batch: int = 64
     validation: bool = False
 
@@ -94,6 +96,8 @@ def train(job: Job, settings: Settings) -> dict[str, Tensor]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     for epoch in range(settings.epochs):
         weight = settings.entropy if epoch >= settings.warm_up else WARM_UP
+        if job.kind == NORMAL:
+            weight = settings.divergence
         for batch in batches(len(inputs), settings.batch, generator):
             optimizer.zero_grad()
             value: Any = loss(job.kind, network, inputs[batch], labels[batch], len(inputs), weight)
@@ -111,10 +115,10 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
 
 
 def loss(kind: str, network: nn.Sequential, inputs: Tensor, labels: Tensor, examples: int, weight: float) -> Tensor:
-    """The loss of a minibatch, for each example."""
+    """The loss of a minibatch, for each example; `weight` is that of the entropy or of the divergence."""
     if kind == BAYESIAN:
         *body, head = network
         losses = head(nn.Sequential(*body)(inputs), labels)
         return bqn.objective(losses, network, examples, weight) / len(labels)
     value = F.cross_entropy(network(inputs), labels)
-    return value if kind in MEMBERS else value + divergence(network) / examples
+    return value if kind in MEMBERS else value + weight * divergence(network) / examples
