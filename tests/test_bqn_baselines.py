@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convein.errors import OptionError
+from convein.errors import OptionError, ShapeError
 from convein.layers.bqn.binary import BinaryConv2d, BinaryLinear, BinarySign, Ensemble, binary, bootstrap, clip
 from convein.layers.bqn.reparameterised import GaussianConv2d, GaussianLinear, divergence
 
@@ -48,6 +48,15 @@ def test_binary_layers_are_torchs_with_signs() -> None:
     copied = copy.deepcopy(layer)
     copied.load_state_dict(layer.state_dict())
     torch.testing.assert_close(copied(x), layer(x))
+
+
+def test_an_only_channel_is_refused_and_layers_are_traced() -> None:
+    layer = BinaryConv2d(3, 4, 3)
+    for kind in (layer, GaussianConv2d(3, 4, 3)):
+        with pytest.raises(ShapeError, match=r"got the shape \(2, 1, 8, 8\)"):
+            kind(torch.rand(2, 1, 8, 8))
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))
 
 
 def test_a_binary_network_learns() -> None:

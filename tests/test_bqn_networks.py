@@ -363,6 +363,13 @@ def test_empty_batches_and_more_batch_dimensions() -> None:
         (lambda: to_plain(bqn.Linear(2, 2), "analytic"), "gives no numbers for weights"),
         (lambda: bqn.entropy(nn.Linear(2, 2)), "no layers with quantised random weights"),
         (lambda: monte_carlo(bqn.Linear(2, 2), torch.ones(2), 0), "samples=0"),
+        (lambda: monte_carlo(bqn.Linear(2, 2), torch.ones(3, 2)), "Linear gives no probabilities that sum to one"),
+        (
+            lambda: monte_carlo(nn.Sequential(bqn.Linear(2, 2), bqn.GaussianHead(2)), torch.ones(3, 2)),
+            "no probabilities",
+        ),
+        (lambda: bqn.objective(torch.ones(4, 10), bqn.Linear(2, 2), 100), "losses of the shape (4, 10)"),
+        (lambda: bqn.objective(torch.tensor(1.0), bqn.Linear(2, 2), 100), "losses of the shape ()"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_gets_a_sentence(call: Any, says: str | None) -> None:
@@ -372,6 +379,37 @@ def test_what_does_not_fit_gets_a_sentence(call: Any, says: str | None) -> None:
     with pytest.raises(ConveinError) as caught:
         call()
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["analytic", "sampled", "map"])
+def test_an_only_channel_is_not_repeated(mode: str) -> None:
+    convolution, linear = bqn.Conv2d(3, 4, 3), bqn.Linear(5, 4)
+    block = bqn.Residual(bqn.Conv2d(1, 4, 3, padding=1))
+    for layer in (convolution, linear, block):
+        set_mode(layer, mode)
+    with pytest.raises(ShapeError, match=r"convolution of 3 inputs got the shape \(2, 1, 8, 8\)") as caught:
+        convolution(torch.rand(2, 1, 8, 8))
+    assert "(..., 3, h, w)" in str(caught.value)
+    with pytest.raises(ShapeError, match=r"linear layer of 5 inputs got the shape \(2, 1\)"):
+        linear(torch.rand(2, 1))
+    with pytest.raises(ShapeError, match=r"shapes \(2, 4, 8, 8\) and \(2, 1, 8, 8\)"):
+        block(torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("propagation", ["auto", "clt", "convolution"])
+def test_an_only_random_channel_is_not_repeated(propagation: str) -> None:
+    gray = torch.rand(2, 1, 8, 8)
+    layer = bqn.Conv2d(3, 4, 3, propagation=propagation)
+    for input in (Discrete(gray), bqn.Pmf(torch.stack([gray, 1 - gray], -1), 0, 1)):
+        with pytest.raises(ShapeError, match=r"got the shape \(2, 1, 8, 8\)"):
+            layer(input)
+
+
+def test_averages_take_positions_that_share_weights_as_independent() -> None:
+    layer, pool = drawn(bqn.Conv2d(1, 1, 1, bias=False, dtype=WIDE)), bqn.AvgPool2d(2)
+    likely = layer.probabilities()[0].flatten()[0]
+    true = 4 * likely * (1 - likely)  # of a picture of ones, whose average is the weight itself
+    same(pool(layer(torch.ones(1, 2, 2, dtype=WIDE))).var.squeeze(), true / 4)
 
 
 def test_random_inputs_of_drawn_weights_get_a_sentence() -> None:

@@ -66,8 +66,9 @@ class Conv1d(_ConvNd):
 class Conv2d(_ConvNd):
     """nn.Conv2d whose weights are random levels: (..., in, h, w) -> (..., out, h', w'). J. Su, 2022, section 5.3.
 
-    What lies outside of an input is zero for certain, or a copy of what lies inside: mean and variance are exact with
-    every padding.
+    What lies outside of an input is zero for certain, or a copy of what lies inside: mean and variance of every output
+    are exact with every padding, for inputs that are independent. The outputs of one picture are not: all positions
+    share their weights. Later layers take them as independent, and give a sum over positions too small a variance.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as

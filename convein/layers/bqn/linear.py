@@ -16,11 +16,11 @@ class Linear(Categorical):
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear.
         levels: "binary" (-1, 1), "ternary" (-1, 0, 1), "quaternary" (-3, -1, 1, 3), or the numbers themselves.
-        propagation: how the distributions of an input pass the sum. "clt" by its mean and variance, which are exact,
-            and a normal distribution, which is the central limit theorem's; exactly, where inputs are signs or numbers
-            of a lattice, by "contraction" (one table of all combinations: up to some eight summands) or "convolution"
-            (of the summands' distributions); "auto" takes the cheaper of these while an output costs at most about a
-            thousand multiplications (32 signs), else "clt".
+        propagation: how the distributions of an input, whose entries are taken as independent, pass the sum. "clt" by
+            its mean and variance, which then are exact, and a normal distribution, which is the central limit
+            theorem's; exactly, where inputs are signs or numbers of a lattice, by "contraction" (one table of all
+            combinations: up to some eight summands) or "convolution" (of the summands' distributions); "auto" takes
+            the cheaper of these while an output costs at most about a thousand multiplications (32 signs), else "clt".
 
     Raises:
         OptionError: what does not fit.

@@ -43,6 +43,9 @@ class Moded(Layer):
 def set_mode(network: nn.Module, mode: str) -> None:
     """Puts all layers of a network into a mode.
 
+    Only the analytic mode trains weights: in "sampled" and "map" they are levels, and their log-probabilities get no
+    gradient.
+
     Args:
         network: holds layers of this package.
         mode: "analytic", "sampled" or "map".
@@ -86,12 +89,23 @@ def monte_carlo(network: nn.Module, input: Tensor, samples: int = 10) -> Tensor:
         samples: number of draws, from torch's own generator.
 
     Raises:
-        OptionError: `samples` is less than one.
+        OptionError: `samples` is less than one, or the network gives no probabilities.
     """
     if samples < 1:
         raise OptionError(f"samples={samples!r} draws of the weights", hint="a number from 1")
     with in_mode(network, SAMPLED):
-        return torch.stack([network(input) for _ in range(samples)]).mean(0)
+        drawn = [network(input) for _ in range(samples)]
+    if not all(isinstance(one, Tensor) and _are_probabilities(one) for one in drawn):
+        raise OptionError(
+            f"{type(network).__name__} gives no probabilities that sum to one",
+            hint="nn.Sequential(network, SoftmaxHead(...)) does",
+        )
+    return torch.stack(drawn).mean(0)
+
+
+def _are_probabilities(values: Tensor) -> bool:
+    # Of bfloat16 every one is rounded by up to 1/256 of itself.
+    return values.ndim > 0 and bool((values >= 0).all() and ((values.float().sum(-1) - 1).abs() < 1e-2).all())
 
 
 def negative_log_likelihood(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from convein.errors import OptionError
+from convein.errors import OptionError, ShapeError
 from convein.layers.bqn.categorical import Categorical
 
 
@@ -28,14 +28,20 @@ def objective(losses: Tensor, network: nn.Module, examples: int, weight: float =
     5.15.
 
     Args:
-        losses: of the B examples of the minibatch, as a head gives them.
+        losses: of the B examples of the minibatch, (b,), as a head with targets gives them.
         network: whose weights are regularised.
         examples: N, of the whole training set.
         weight: lambda; negative ones, for a few epochs, push the weights apart, as the published code does first.
 
     Raises:
         OptionError: the minibatch has more examples than the training set.
+        ShapeError: the losses are not one for each example.
     """
+    if losses.ndim != 1:
+        raise ShapeError(
+            f"losses of the shape {tuple(losses.shape)} are not one for each example",
+            hint="head(logits, labels), with the labels and without a mean: (b,)",
+        )
     if losses.numel() > examples:
         raise OptionError(
             f"examples={examples!r} of a training set, and the minibatch has {losses.numel()}",

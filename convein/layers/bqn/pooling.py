@@ -110,7 +110,9 @@ class AvgPool1d(_AvgPool):
 class AvgPool2d(_AvgPool):
     """The average of windows of random numbers: (..., h, w) -> (..., h', w').
 
-    Of n independent numbers its variance is the sum of theirs over n^2.
+    Of n independent numbers its variance is the sum of theirs over n^2, and entries are taken as independent. The
+    positions of one picture after a convolution are not, as they share its weights: there the variance over drawn
+    weights is usually larger, for windows of 2 x 2 up to four times.
 
     Args:
         kernel_size, stride, padding, count_include_pad: as for nn.AvgPool2d.

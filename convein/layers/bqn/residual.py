@@ -30,7 +30,9 @@ class Residual(nn.Module):
 
 
 def add(left: Tensor | Activation, right: Tensor | Activation) -> Tensor | Activation:
-    """The sum of two activations of one shape, taken as independent (of a block and its own input an approximation).
+    """The sum of two activations of one shape, taken as independent.
+
+    Of a block and its own input, and of branches that share weights, that is an approximation.
 
     Two tensors give a tensor. A few numbers with a common step (signs, and sums of them) give a `Pmf`, by a contraction
     of both with a table of sums; everything else a `Gaussian`, whose mean and variance are the sums.
@@ -38,11 +40,12 @@ def add(left: Tensor | Activation, right: Tensor | Activation) -> Tensor | Activ
     Raises:
         ShapeError: the shapes differ.
     """
+    first, second = (one.shape if isinstance(one, Tensor) else as_activation(one).mean.shape for one in (left, right))
+    if first != second:
+        raise ShapeError(f"a sum of the shapes {tuple(first)} and {tuple(second)}", hint="two of one shape")
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left + right
     left, right = as_activation(left), as_activation(right)
-    if left.mean.shape != right.mean.shape:
-        raise ShapeError(f"a sum of the shapes {tuple(left.mean.shape)} and {tuple(right.mean.shape)}")
     if isinstance(left, (Discrete, Pmf)) and isinstance(right, (Discrete, Pmf)):
         found = _exactly(left, right)
         if found is not None:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convein.errors import OptionError
+from convein.errors import OptionError, ShapeError
 from convein.layers.conv import positive
 from convein.layers.forms import SPATIAL
 from convein.options import as_integer
 from convein.pipeline import conv_einsum
+from convein.tracing import is_proxy
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 Size = int | Sequence[int]
@@ -66,7 +67,13 @@ class Stencil:
         return self.padding_mode == "zeros" and any(map(any, self.padding))
 
     def apply(self, input: Tensor, weight: Tensor) -> Tensor:
-        """The sums: (..., inputs, *sizes) -> (..., outputs, *sizes')."""
+        """The sums: (..., inputs, *sizes) -> (..., outputs, *sizes').
+
+        Raises:
+            ShapeError: the input has other channels.
+        """
+        if not is_proxy((input,)):
+            self._check(input.shape)
         if not self.kernel:
             return _run("...s,ts->...t", input, weight)
         space = "".join(self.modes)
@@ -82,7 +89,11 @@ class Stencil:
 
         Returns:
             (..., *sizes', groups, fan_in, c) of (..., inputs, *sizes, c).
+
+        Raises:
+            ShapeError: the input has other channels.
         """
+        self._check(input.shape[:-1])
         if not self.kernel:
             return input.unsqueeze(-3)
         space, taps = "".join(self.modes), _TAP[: len(self.kernel)]
@@ -122,6 +133,16 @@ class Stencil:
         return any(
             len(set(row)) < len(row) for index, size in enumerate(sizes) for row in self._sources(index, int(size))
         )
+
+    def _check(self, shape: Sequence[int]) -> None:
+        """Channels are counted here: the engine repeats an only one for every channel of a filter."""
+        place = len(self.kernel) + 1
+        if len(shape) < place or shape[-place] != self.inputs:
+            kind = "convolution" if self.kernel else "linear layer"
+            taken = ", ".join(["...", str(self.inputs), *self.modes])
+            raise ShapeError(
+                f"a {kind} of {self.inputs} inputs got the shape {tuple(shape)}", hint=f"it takes ({taken})"
+            )
 
     def _sources(self, index: int, size: int) -> tuple[tuple[int, ...], ...]:
         return sources(
