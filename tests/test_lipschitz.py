@@ -340,3 +340,9 @@ def test_a_flow_learns_a_density() -> None:
 def test_flows_that_do_not_exist(call: Callable[[], object], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         call()
+
+
+def test_the_margin_of_the_largest_norm() -> None:
+    scores, labels = torch.zeros(2, 4), torch.tensor([0, 1])
+    losses = [float(margin_loss(scores, labels, 0.1, norm=norm)) for norm in (1e9, math.inf)]
+    assert losses == pytest.approx([0.15, 0.15])

@@ -69,7 +69,7 @@ def margin_loss(scores: Tensor, labels: Tensor, radius: float, *, lipschitz: flo
     _check_positive("lipschitz", lipschitz)
     if not norm >= 1:
         raise OptionError(f"norm={norm!r} is no norm", hint="a number from 1: 2 for the Euclidean norm")
-    return F.multi_margin_loss(scores, labels, margin=radius * 2 ** ((norm - 1) / norm) * lipschitz)
+    return F.multi_margin_loss(scores, labels, margin=radius * 2 ** (1 - 1 / norm) * lipschitz)
 
 
 def _check_labels(scores: Tensor, labels: Tensor) -> None:
