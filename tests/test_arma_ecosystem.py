@@ -207,3 +207,12 @@ def test_whole_models_keep_their_autoregressions() -> None:
     again = copy.deepcopy(plain)
     again[0].alpha.data.zero_()
     assert not torch.allclose(again(x), plain(x))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.[a-z_]+. is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_an_old_trace() -> None:
+    layer, x = ARMA2d(2, 3, 3, padding=1), torch.randn(2, 2, 8, 8)
+    nn.init.uniform_(layer.alpha, -0.5, 0.5)
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))

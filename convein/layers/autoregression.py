@@ -95,7 +95,7 @@ def computed(dtype: torch.dtype) -> torch.dtype:
 def _check(input: Tensor, sum: Tensor, difference: Tensor) -> None:
     if not input.dtype.is_floating_point:
         raise OperandError(f"an autoregression of {input.dtype}", hint="its values are real: torch.float32, say")
-    if sum.dim() != 3 or sum.shape[2] not in MODES or sum.shape != difference.shape:
+    if sum.dim() != 3 or int(sum.shape[2]) not in MODES or sum.shape != difference.shape:
         raise ShapeError(
             f"sum and difference have shapes {tuple(sum.shape)} and {tuple(difference.shape)}",
             hint="both are (channels, factors, dimensions), with 1 to 3 dimensions",
