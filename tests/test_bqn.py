@@ -496,3 +496,25 @@ def test_the_objective_scales_the_entropy() -> None:
     close(bqn.objective(losses, network, 10, 0.5), wanted, 1e-5)
     with pytest.raises(OptionError, match="the minibatch has 2"):
         bqn.objective(losses, network, 1)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_larger_by_far_keeps_its_variance(swapped: bool) -> None:
+    numbers = [Gaussian(torch.tensor(1e4), torch.tensor(0.01)), Gaussian(torch.tensor(0.0), torch.tensor(2.0))]
+    found = larger(*(reversed(numbers) if swapped else numbers))
+    torch.testing.assert_close((found.mean, found.var), (torch.tensor(1e4), torch.tensor(0.01)))
+
+
+def test_nothing_leaves_the_running_moments_as_they_are() -> None:
+    norm = bqn.BatchNorm1d(2)
+    assert norm(torch.randn(0, 2)).mean.shape == (0, 2)
+    assert torch.equal(norm.running_mean, torch.zeros(2))
+    assert torch.equal(norm.running_var, torch.ones(2))
+
+
+def test_rare_levels_are_drawn_rarely_in_half_precision_too() -> None:
+    layer = bqn.Linear(1, 100_000, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.theta.copy_(torch.tensor([0.0, 9.0]))
+    drawn, _ = layer.draw(torch.Generator().manual_seed(0))
+    assert int((drawn < 0).sum()) < 40  # 12 are expected

@@ -186,10 +186,10 @@ class Categorical(Moded):
         return self.theta.new_tensor(self.levels)
 
     def _drawn(self, probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The level whose part of [0, 1) a uniform number falls into."""
-        shape = (*probabilities.shape[:-1], 1)
-        uniform = torch.rand(shape, generator=generator, dtype=probabilities.dtype, device=probabilities.device)
-        return self._numbers()[(uniform >= probabilities.cumsum(-1)[..., :-1]).sum(-1)]
+        """The level whose part of [0, 1) a uniform number falls into; numbers of half precision are too coarse."""
+        wide = probabilities.float() if probabilities.dtype.itemsize < 4 else probabilities
+        uniform = torch.rand((*wide.shape[:-1], 1), generator=generator, dtype=wide.dtype, device=wide.device)
+        return self._numbers()[(uniform >= wide.cumsum(-1)[..., :-1]).sum(-1)]
 
     def extra_repr(self) -> str:
         """Torch's arguments, the levels, the propagation."""

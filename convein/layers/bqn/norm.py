@@ -68,7 +68,7 @@ class _BatchNorm(Moded):
         found = as_gaussian(as_activation(input))
         self._check(found.mean)
         mean, var = self.running_mean, self.running_var
-        if self.training:
+        if self.training and found.mean.numel():
             dimensions = [0, *range(2, found.mean.ndim)]
             mean = found.mean.mean(dimensions)
             var = ((found.mean - self._at_channels(mean, found.mean)).square() + found.var).mean(dimensions)

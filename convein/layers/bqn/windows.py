@@ -74,17 +74,19 @@ def larger(left: Gaussian, right: Gaussian) -> Gaussian:
     """The larger one of two independent normal numbers: its mean and variance, taken as a normal number's.
 
     C. E. Clark, "The greatest of a finite set of random variables", Operations Research 9(2), 1961, with all numbers
-    less the right mean, which loses fewer digits. Where both variances are zero, it is the larger number.
+    less the larger mean, which loses no digits. Where both variances are zero, it is the larger number.
     """
+    first = left.mean >= right.mean
+    top, top_var = torch.where(first, left.mean, right.mean), torch.where(first, left.var, right.var)
+    behind, other_var = top - torch.where(first, right.mean, left.mean), torch.where(first, right.var, left.var)
     least = torch.finfo(left.var.dtype).eps ** 2
     width = (left.var + right.var).clamp_min(least).sqrt()
-    ahead = left.mean - right.mean
-    ratio = ahead / width
+    ratio = behind / width
     wins, loses = torch.special.ndtr(ratio), torch.special.ndtr(-ratio)
     bump = width * torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
-    mean = ahead * wins + bump
-    second = (ahead.square() + left.var) * wins + right.var * loses + ahead * bump
-    return Gaussian(right.mean + mean, (second - mean.square()).clamp_min(0))
+    mean = bump - behind * loses
+    second = top_var * wins + (behind.square() + other_var) * loses - behind * bump
+    return Gaussian(top + mean, (second - mean.square()).clamp_min(0))
 
 
 def _reduced(mean: Tensor, var: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
