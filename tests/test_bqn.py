@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convein.errors import OperandError, OptionError
+from convein.errors import OperandError, OptionError, ShapeError
 from convein.layers import bqn
 from convein.layers.bqn import Dirac, Discrete, Gaussian, Pmf
 from convein.layers.bqn.sums import LARGEST_TABLE, choose, multiplications
@@ -518,3 +518,22 @@ def test_rare_levels_are_drawn_rarely_in_half_precision_too() -> None:
         layer.theta.copy_(torch.tensor([0.0, 9.0]))
     drawn, _ = layer.draw(torch.Generator().manual_seed(0))
     assert int((drawn < 0).sum()) < 40  # 12 are expected
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_head_takes_one_target_for_each_example(random: bool) -> None:
+    head, mean = bqn.SoftmaxHead(), torch.randn(4, 3)
+    logits = Gaussian(mean, torch.ones(4, 3)) if random else mean
+    assert head(logits, torch.tensor([0, 1, 2, 0])).shape == (4,)
+    for targets in (torch.tensor([1]), torch.tensor(1), torch.zeros(4, 1, dtype=torch.int64)):
+        with pytest.raises(ShapeError, match="one class for each example"):
+            head(logits, targets)
+    one = Gaussian(mean[0], torch.ones(3)) if random else mean[0]
+    assert head(one, torch.tensor(1)).shape == ()
+
+
+def test_an_average_without_a_common_step_is_by_moments() -> None:
+    input = Pmf(torch.tensor([0.25, 0.5]).expand(1, 1, 2, 2, 2) / 0.75, 2**0.5, 1.0)
+    assert isinstance(bqn.AvgPool2d(2, padding=1)(input), Gaussian)
+    with pytest.raises(OptionError):
+        bqn.AvgPool2d(2, padding=1, propagation="convolution")(input)

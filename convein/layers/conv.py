@@ -51,12 +51,12 @@ class _ConvNd(Factorised):
         self.in_channels = positive("in_channels", in_channels)
         self.out_channels = positive("out_channels", out_channels)
         self.groups = positive("groups", groups)
-        self.kernel_size = self._each("kernel_size", kernel_size, 1)
-        self.stride = self._each("stride", stride, 1)
-        self.dilation = self._each("dilation", dilation, 1)
-        self.padding = padding if isinstance(padding, str) else self._each("padding", padding, 0)
+        self.kernel_size = each("kernel_size", kernel_size, self.dimensions)
+        self.stride = each("stride", stride, self.dimensions)
+        self.dilation = each("dilation", dilation, self.dimensions)
+        self.padding = padding if isinstance(padding, str) else each("padding", padding, self.dimensions, 0)
         self.padding_mode = padding_mode
-        self.output_padding = self._each("output_padding", output_padding, 0)
+        self.output_padding = each("output_padding", output_padding, self.dimensions, 0)
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise OptionError(f"{name}={getattr(self, name)} is no multiple of groups={self.groups}")
@@ -78,19 +78,6 @@ class _ConvNd(Factorised):
             device=device, dtype=dtype, **options,
         )  # fmt: skip
 
-    def _each(self, name: str, value: Any, least: int) -> tuple[int, ...]:
-        """One number for each dimension."""
-        number = as_integer(value)
-        values = [number] * self.dimensions if number is not None else value
-        good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == self.dimensions
-        numbers = [as_integer(one) for one in values] if good else [None]
-        if any(one is None or one < least for one in numbers):
-            raise OptionError(
-                f"{name}={value!r} of {self.dimensions} dimensions",
-                hint=f"a number from {least}, or {self.dimensions} of them: one for each dimension",
-            )
-        return tuple(one for one in numbers if one is not None)
-
     def _misfit(self, input: Tensor, error: ConveinError) -> ConveinError | None:
         found = super()._misfit(input, error)
         if found is not None or self.transposed or self.padding == "same" or not isinstance(error, ShapeError):
@@ -111,6 +98,24 @@ class _ConvNd(Factorised):
         }
         parts += [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
         return ", ".join([*parts, *([] if self.bias is not None else ["bias=False"]), self._repr_form()])
+
+
+def each(name: str, value: object, dimensions: int, least: int = 1) -> tuple[int, ...]:
+    """One number for each dimension.
+
+    Raises:
+        OptionError: the value is neither a number from `least` nor so many of them.
+    """
+    number = as_integer(value)
+    values = (number,) * dimensions if number is not None else value
+    numbers = [as_integer(one) for one in values] if isinstance(values, Sequence) else []
+    found = tuple(one for one in numbers if one is not None and one >= least)
+    if len(found) != dimensions or len(numbers) != dimensions:
+        raise OptionError(
+            f"{name}={value!r} of {dimensions} dimensions",
+            hint=f"a number from {least}, or {dimensions} of them: one for each dimension",
+        )
+    return found
 
 
 def positive(name: str, value: object) -> int:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convein.errors import OptionError, ShapeError
-from convein.layers.conv import positive
-from convein.options import as_integer, shown
+from convein.layers.conv import each, positive
+from convein.options import shown
 from convein.pipeline import conv_einsum
 
 # One stage of the train, by what lies outside of the picture. An input may be smaller than the kernel.
@@ -69,7 +69,7 @@ class ConvTensorTrain(nn.Module):
                 f"channels={shown(channels)} is no train", hint="C(0) of the output, then one for each input: (8, 4, 4)"
             )
         self.channels = tuple(positive("channels", one) for one in channels)
-        self.kernel_size = pair("kernel_size", kernel_size)
+        self.kernel_size = each("kernel_size", kernel_size, 2)
         self.padding = one_of("padding", padding, PADDINGS)
         self.evaluation = one_of("evaluation", evaluation, EVALUATIONS)
         self.init = one_of("init", init, INITS)
@@ -228,18 +228,3 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{name}={shown(value)}", hint=f"one of {', '.join(map(repr, choices))}")
     return value
-
-
-def pair(name: str, value: Any) -> tuple[int, int]:
-    """Two numbers from 1, for h and w; one number stands for both.
-
-    Raises:
-        OptionError: it is something else.
-    """
-    number = as_integer(value)
-    values = (number, number) if number is not None else value
-    numbers = [as_integer(one) for one in values] if isinstance(values, (tuple, list)) else []
-    found = [one for one in numbers if one is not None and one > 0]
-    if len(found) != 2 or len(numbers) != 2:
-        raise OptionError(f"{name}={shown(value)}", hint="a number from 1, or a pair of them: one for h, one for w")
-    return found[0], found[1]

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from convein.errors import OperandError, OptionError, ShapeError
 from convein.execution.ops import is_untraced, transposed
 from convein.layers.bias import biased
-from convein.layers.conv import positive
-from convein.layers.ctt import INITS, STAGE, one_of, pair
+from convein.layers.conv import each, positive
+from convein.layers.ctt import INITS, STAGE, one_of
 from convein.layers.misfits import input_of_another_kind
 from convein.options import as_bool, as_integer, shown
 from convein.pipeline import conv_einsum
@@ -44,7 +44,7 @@ class Cell(nn.Module, ABC):
         super().__init__()
         self.in_channels = positive("in_channels", in_channels)
         self.hidden_channels = positive("hidden_channels", hidden_channels)
-        self.kernel_size = pair("kernel_size", kernel_size)
+        self.kernel_size = each("kernel_size", kernel_size, 2)
         self.padding_mode = one_of("padding_mode", padding_mode, tuple(STAGE))
         self.init = one_of("init", init, INITS)
 

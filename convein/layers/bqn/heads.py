@@ -57,14 +57,20 @@ class SoftmaxHead(Layer):
             Without targets, probabilities (..., classes) that sum to one; of random logits, the expected softmax to
             second order in their deviations, without negative ones. With targets, (...): negative log-likelihoods in
             nats; of random logits an upper bound of their expectation.
+
+        Raises:
+            ShapeError: there is not one target for each example.
         """
         if isinstance(input, Dirac) and input.noise == 0:
             input = input.value
+        if targets is not None:
+            _check_targets(input if isinstance(input, Tensor) else as_activation(input).mean, targets)
         if isinstance(input, Tensor):
             logits = input / self.log_scale.exp()
             if targets is None:
                 return logits.softmax(-1)
-            return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+            flat = logits.reshape(-1, logits.shape[-1])
+            return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
         random = as_activation(input)
         mean, var = random.mean / self.log_scale.exp(), random.var / (2 * self.log_scale).exp()
         if targets is None:
@@ -80,6 +86,14 @@ class SoftmaxHead(Layer):
     def extra_repr(self) -> str:
         """The bound."""
         return f'bound="{self.bound}"'
+
+
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    if targets.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"targets of {tuple(targets.shape)} for logits of {tuple(logits.shape)}",
+            hint=f"one class for each example: {tuple(logits.shape[:-1])}",
+        )
 
 
 class ScaledSoftmax(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,9 +17,10 @@ ANALYTIC, SAMPLED, MAP = MODES = ("analytic", "sampled", "map")
 _LEAST = 1e-6
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, ABC):
     """A layer of a Bayesian network, and what stands in its place once the weights are numbers."""
 
+    @abstractmethod
     def plain(self, mode: str, generator: torch.Generator | None) -> nn.Module:
         """A module of torch that does to tensors what this one does in a mode; see `to_plain`.
 
@@ -26,7 +28,6 @@ class Layer(nn.Module):
             mode: "sampled" or "map".
             generator: what weights are drawn from.
         """
-        raise NotImplementedError
 
 
 class Moded(Layer):

@@ -71,7 +71,12 @@ class _AvgPool(Pool):
                 hint='count_include_pad=True, or propagation="clt"',
             )
         values = support(input)
-        numbers = lattice([*values, *([0.0] if padded else [])])
+        try:
+            numbers = lattice([*values, *([0.0] if padded else [])])
+        except OptionError:
+            if self.propagation != "auto":
+                raise
+            return None
         way = choose(self.propagation, count, numbers.size)
         if way == "clt":
             return None

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from convein.errors import OptionError, ShapeError
-from convein.layers.conv import positive
+from convein.layers.conv import each, positive
 from convein.layers.forms import SPATIAL
-from convein.options import as_integer
 from convein.pipeline import conv_einsum
 from convein.tracing import is_proxy
 
@@ -215,24 +214,6 @@ def convolution(
     else:
         sides = tuple((one, one) for one in each("padding", padding, dimensions, 0))
     return Stencil(inputs, outputs, kernel, each("stride", stride, dimensions), sides, dilation, groups, padding_mode)
-
-
-def each(name: str, value: Size, dimensions: int, least: int = 1) -> tuple[int, ...]:
-    """One number for each dimension.
-
-    Raises:
-        OptionError: `value` is neither a number from `least` nor so many of them.
-    """
-    number = as_integer(value)
-    values = [number] * dimensions if number is not None else list(value) if isinstance(value, Sequence) else []
-    numbers = [as_integer(one) for one in values]
-    found = tuple(one for one in numbers if one is not None and one >= least)
-    if len(found) != dimensions or len(numbers) != dimensions:
-        raise OptionError(
-            f"{name}={value!r} of {dimensions} dimensions",
-            hint=f"a number from {least}, or {dimensions} of them: one for each dimension",
-        )
-    return found
 
 
 def sources(

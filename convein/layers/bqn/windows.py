@@ -12,7 +12,8 @@ from torch import Tensor
 from convein.errors import OptionError
 from convein.layers.bqn.activations import Gaussian
 from convein.layers.bqn.modes import Layer
-from convein.layers.bqn.stencil import Size, Stencil, each
+from convein.layers.bqn.stencil import Size, Stencil
+from convein.layers.conv import each
 
 
 class Pool(Layer):

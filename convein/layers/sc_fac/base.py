@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -49,7 +50,7 @@ class _Made:
 _SHARED: ContextVar[Mapping[int, _Made] | None] = ContextVar("_SHARED", default=None)
 
 
-class OrthogonalLayer(nn.Module):
+class OrthogonalLayer(nn.Module, ABC):
     """A layer whose weight is a function of orthogonal matrices.
 
     Outside of training, where no gradient goes to the parameters, the weight is computed once and kept: a call is then
@@ -63,13 +64,13 @@ class OrthogonalLayer(nn.Module):
         super().__init__()
         self._kept: _Made | None = None
 
+    @abstractmethod
     def factors(self) -> list[Factor]:
         """The orthogonal matrices that the weight is made of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def assembled(self, matrices: Sequence[Tensor]) -> Tensor:
         """The weight of these matrices, one for each factor."""
-        raise NotImplementedError
 
     def dense_weight(self) -> Tensor:
         """The weight, laid out as that of torch's layer of the same kind, differentiably."""

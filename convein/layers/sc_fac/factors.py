@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from convein.options import shown
 _WIDE = (torch.float32, torch.float64)
 
 
-class Factor(nn.Module):
+class Factor(nn.Module, ABC):
     """Orthogonal matrices `base @ map(free)`: those at hand turned by what is learned.
 
     Attributes:
@@ -25,7 +25,6 @@ class Factor(nn.Module):
         map: "exponential" or "cayley".
     """
 
-    columns: ClassVar[str]
     base: Tensor
 
     def __init__(self, base: Tensor, shape: tuple[int, ...], map: Map) -> None:
@@ -41,13 +40,13 @@ class Factor(nn.Module):
         """Rows of every matrix."""
         return self.base.shape[-1]
 
+    @abstractmethod
     def value(self, free: Tensor, base: Tensor) -> Tensor:
         """The matrices for parameters and bases of many factors like this one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn(self, free: Tensor) -> Tensor:
         """The square rotations that `free` stands for."""
-        raise NotImplementedError
 
     def forward(self) -> Tensor:
         """The matrices."""

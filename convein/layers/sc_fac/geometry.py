@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor
 
 from convein.errors import OptionError, ShapeError
-from convein.layers.conv import Size, positive
+from convein.layers.conv import Size, each, positive
 from convein.options import as_integer, shown
 
 _MODES = {1: "h", 2: "hw"}
@@ -151,9 +151,9 @@ def checked_geometry(
     found = Geometry(
         positive("in_channels", inputs),
         positive("out_channels", outputs),
-        checked_sizes("kernel_size", kernel, dimensions),
-        checked_sizes("stride", stride, dimensions),
-        checked_sizes("dilation", dilation, dimensions),
+        each("kernel_size", kernel, dimensions),
+        each("stride", stride, dimensions),
+        each("dilation", dilation, dimensions),
         positive("groups", groups),
         padding_mode,
     )
@@ -194,21 +194,3 @@ def checked_ranks(rank: int | Sequence[int] | None, count: int, channels: int) -
             hint=f"a number from 1 to {channels}, or {count} of them, one for each subspace",
         )
     return tuple(one for one in values if one is not None)
-
-
-def checked_sizes(name: str, value: Size, dimensions: int) -> tuple[int, ...]:
-    """One number from 1 for each dimension.
-
-    Raises:
-        OptionError: not one for all, nor one for each.
-    """
-    number = as_integer(value)
-    values = [number] * dimensions if number is not None else value
-    good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == dimensions
-    numbers = [as_integer(one) for one in values] if good else [None]  # type: ignore[union-attr]
-    if any(one is None or one < 1 for one in numbers):
-        raise OptionError(
-            f"{name}={value!r} of {dimensions} dimensions",
-            hint=f"a number from 1, or {dimensions} of them: one for each dimension",
-        )
-    return tuple(one for one in numbers if one is not None)

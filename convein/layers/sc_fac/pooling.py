@@ -7,8 +7,7 @@ import math
 from torch import Tensor, nn
 
 from convein.errors import ShapeError
-from convein.layers.conv import Size
-from convein.layers.sc_fac.geometry import checked_sizes
+from convein.layers.conv import Size, each
 from convein.pipeline import conv_einsum
 
 
@@ -24,7 +23,7 @@ class LipschitzPool2d(nn.Module):
 
     def __init__(self, kernel_size: Size = 2) -> None:
         super().__init__()
-        self.kernel_size = checked_sizes("kernel_size", kernel_size, 2)
+        self.kernel_size = each("kernel_size", kernel_size, 2)
         self._sizes = dict(zip("pq", self.kernel_size, strict=True))
 
     def forward(self, input: Tensor) -> Tensor:
