@@ -133,12 +133,12 @@ def _to_weight(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 def is_untraced() -> bool:
     """Whether nothing traces or transforms: each call of torch is computed here and now, and by itself."""
-    return bool(
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
-    )
+    return bool(not torch.compiler.is_compiling() and is_untransformed() and torch._C._get_tracing_state() is None)
+
+
+def is_untransformed() -> bool:
+    """Whether neither torch.func nor forward derivatives make something else of a call."""
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def _is_plain(x: torch.Tensor) -> bool:

@@ -1,0 +1,86 @@
+"""The Triton kernels: loaded when the first one is asked for, and why there are none where there are none."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from convein.execution.ops import is_untransformed
+
+# What tensor cores take, and triton compiles well, begins with Ampere.
+OLDEST = (8, 0)
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """A module of `convein.kernels`.
+
+    Raises:
+        ImportError: triton is not installed.
+    """
+    return import_module(f"convein.kernels.{name}")
+
+
+def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
+    """Why no kernel runs on a device, in a clause; None if they do.
+
+    Args:
+        device: where the operands are.
+        asked: whether kernels were asked for by name. On a CPU, where triton's interpreter could run them, triton is
+            loaded only then.
+    """
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and not (asked or "triton" in sys.modules)):
+        return f"the operands are on {device.type}, and the kernels run on cuda"
+    try:
+        operators = load("operators")
+    except ImportError:
+        return "triton is not installed (pip install triton)"
+    if device.type == "cpu" and not operators.INTERPRETED:
+        return "the operands are on cpu, and the kernels run on cuda"
+    if device.type == "cuda" and operators.INTERPRETED:
+        return "triton interprets kernels in this process"
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < OLDEST:
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+def refusal(name: str, *arguments: Any) -> str | None:
+    """Why a kernel does not take these arguments, in a clause; None if it does. Stand-ins for tensors will do."""
+    reason: str | None = load(name).refusal(*arguments)
+    return reason
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """A kernel where it takes the arguments, and its plain `reference` where not.
+
+    Transformations of torch.func and forward derivatives see plain calls; a kernel that this GPU cannot build is not
+    tried again.
+    """
+    module = load(name)
+    if name in _failed or not is_untransformed() or module.refusal(*arguments) is not None:
+        return module.reference(*arguments)
+    try:
+        return getattr(torch.ops.convein, name)(*arguments)
+    except _build_errors() as error:
+        _failed.add(name)
+        warnings.warn(f"the kernel {name} could not be built, plain calls stand in for it: {error}", stacklevel=2)
+        return module.reference(*arguments)
+
+
+_failed: set[str] = set()
+
+
+@cache
+def _build_errors() -> tuple[type[Exception], ...]:
+    """What triton raises where a kernel asks for more than the GPU has, or its compiler gives up."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    return (OutOfResources, CompilationError)

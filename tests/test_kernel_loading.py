@@ -1,0 +1,36 @@
+"""Kernels are loaded when they are asked for, and say why they are not there. No test here runs one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from convein.execution import kernels
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta", torch.device("cpu")])
+@pytest.mark.parametrize("asked", [False, True])
+def test_there_are_no_kernels_beside_a_gpu(device: str | torch.device, asked: bool) -> None:
+    reason = kernels.absence(device, asked=asked)
+    assert reason == f"the operands are on {torch.device(device).type}, and the kernels run on cuda"
+
+
+def test_without_triton_the_reason_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton" or name.startswith("convein.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    kernels.load.cache_clear()
+    assert kernels.absence("cuda") == "triton is not installed (pip install triton)"
+    kernels.load.cache_clear()
+
+
+def test_calls_that_a_kernel_refuses_are_plain() -> None:
+    z, cell = torch.randn(2, 12, 5), torch.randn(2, 3, 5)
+    gates = z.chunk(4, 1)
+    state = gates[1].sigmoid() * cell + gates[0].sigmoid() * gates[3].tanh()
+    h, after = kernels.call("lstm_gates", z, cell)
+    torch.testing.assert_close(after, state)
+    torch.testing.assert_close(h, gates[2].sigmoid() * state.tanh())
+    assert kernels.refusal("lstm_gates", z, cell) == "the tensors are on cpu, and the kernels run on cuda"
