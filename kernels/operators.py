@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from convein.kernels import tuning
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
@@ -83,7 +84,7 @@ def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     """An operator of torch without derivatives: its schema, what computes it, and what only allocates its results."""
     name = LIBRARY.define(schema)
     for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, launch, key)
+        LIBRARY.impl(name, tuning.watched(launch), key)
     register_fake(f"convein::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.convein, name)
 

@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.kernels = "gpu" if torch.cuda.is_available() else "interpret"
     assert "triton" not in sys.modules, "triton was imported before it could be told how to run"
     os.environ["TRITON_INTERPRET"] = str(int(config.option.kernels == "interpret"))
+    # What somebody has measured on this machine decides nothing here.
+    os.environ["CONVEIN_CALIBRATION"] = "off"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
