@@ -84,12 +84,14 @@ def pointwise_depthwise(
     Raises:
         ValueError: `refusal` says why.
     """
-    operators.demand(refusal(x, a, d, c, dilation))
+    operators.demand(refusal(x, a, d, c, low, size, dilation))
     result: Tensor = torch.ops.convein.pointwise_depthwise(x, a, d, c, low, size, dilation)
     return result
 
 
-def refusal(x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, dilation: Pair = (1, 1)) -> str | None:
+def refusal(
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair  # noqa: ARG001
+) -> str | None:  # fmt: skip
     """Why the kernel does not take these, in a clause; None if it does."""
     if a is None and c is None:
         return "there is no pointwise convolution"
