@@ -21,6 +21,7 @@ from convein.expression import Expression
 from convein.pipeline import compile, contract_path, conv_einsum  # noqa: A004
 from convein.syntax import parse
 from convein.tensorizing import densify, tensorize
+from convein.tuning import tune
 
 contract_expression = compile
 
@@ -49,4 +50,5 @@ __all__ = [
     "layers",
     "parse",
     "tensorize",
+    "tune",
 ]

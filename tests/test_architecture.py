@@ -36,6 +36,7 @@ CALLS = (
     "distributed",
     "cache",
     "calibration",
+    "tuning",
     "measuring",
     "drafting",
     "pipeline",

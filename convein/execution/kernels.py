@@ -68,7 +68,7 @@ def call(name: str, *arguments: Any) -> Any:
         return module.reference(*arguments)
     try:
         return getattr(torch.ops.convein, name)(*arguments)
-    except _build_errors() as error:
+    except build_errors() as error:
         _failed.add(name)
         warnings.warn(f"the kernel {name} could not be built, plain calls stand in for it: {error}", stacklevel=2)
         return module.reference(*arguments)
@@ -78,7 +78,7 @@ _failed: set[str] = set()
 
 
 @cache
-def _build_errors() -> tuple[type[Exception], ...]:
+def build_errors() -> tuple[type[Exception], ...]:
     """What triton raises where a kernel asks for more than the GPU has, or its compiler gives up."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources

@@ -1,0 +1,36 @@
+"""`convein.tune` where there is nothing to tune. Everything else about it is among the kernels' tests."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import convein
+from convein.execution import kernels
+
+
+def call() -> None:
+    pytest.fail("nothing was to be called")
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(convein.PlanError) as caught:
+        convein.tune(call)
+    assert str(caught.value) == (
+        "there is nothing to tune: the kernels run on a GPU, and torch finds none\n\n"
+        "call tune on the machine whose GPU it is for"
+    )
+
+
+def test_without_triton_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton" or name.startswith("convein.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    kernels.load.cache_clear()
+    with pytest.raises(convein.PlanError) as caught:
+        convein.tune(call)
+    assert "written in triton, which is not installed" in str(caught.value)
+    assert caught.value.hint == "pip install triton"
