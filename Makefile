@@ -4,9 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/installed
 # One thread for each worker: the tests' tensors are tiny, and the workers share the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# It lies beside the newest one, which the environment has.
+OLDEST_TRITON := .venv/triton-3.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compress arma video bayes lipschitz test test-kernels fuzz lint bench clean
+.PHONY: help demo compress arma video bayes lipschitz test test-kernels test-kernels-oldest fuzz lint bench clean
 
 help:
 	@echo "make demo      train a small network of expressions on handwritten digits, filter a photograph"
@@ -17,6 +19,7 @@ help:
 	@echo "make lipschitz  digits classified with certificates: orthogonal networks and others, minutes on two cores"
 	@echo "make test      run all tests but those of the kernels"
 	@echo "make test-kernels  run the tests of the Triton kernels: by triton's interpreter, on a GPU if there is one"
+	@echo "make test-kernels-oldest  the same with the oldest triton that convein works with"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure the engine on this machine; rows go to bench/results"
@@ -52,7 +55,14 @@ test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
 
 test-kernels: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest tests/kernels
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto tests/kernels
+
+$(OLDEST_TRITON)/installed: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --upgrade --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+	touch $@
+
+test-kernels-oldest: $(OLDEST_TRITON)/installed
+	$(ONE_THREAD) PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/kernels
 
 fuzz: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --hypothesis-profile=nightly tests/test_oracle.py

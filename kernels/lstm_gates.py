@@ -65,20 +65,24 @@ def _tanh(x):
 
 
 @triton.jit
-def _place(count, run, BLOCK: tl.constexpr):
+def _place(count, run, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Rows, places in them, and whether they exist, of this program's entries; a row has `run` entries."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     # One division in 64 bits for all entries; the rest fits in 32.
-    local = (first % run).to(tl.int32) + tl.arange(0, BLOCK)
+    start = (first % run).to(tl.int32)
+    if ALIGNED:
+        # Older versions of triton forget in the cast what the remainder is a multiple of.
+        start = tl.multiple_of(start, 16)
+    local = start + tl.arange(0, BLOCK)
     rows = first // run + local // run
     return rows, local % run, first + tl.arange(0, BLOCK) < count
 
 
 @triton.jit
 def _forward(
-    z, cell, h, new, count, run, z_row, cell_row, TYPE: tl.constexpr, BLOCK: tl.constexpr
+    z, cell, h, new, count, run, z_row, cell_row, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    rows, j, real = _place(count, run, BLOCK)
+    rows, j, real = _place(count, run, ALIGNED, BLOCK)
     at = z + rows * z_row + j
     i = tl.sigmoid(tl.load(at, mask=real, other=0).to(TYPE))
     f = tl.sigmoid(tl.load(at + run, mask=real, other=0).to(TYPE))
@@ -93,9 +97,9 @@ def _forward(
 @triton.jit
 def _backward(
     z, cell, to_h, to_new, to_z, to_cell, count, run, z_row, cell_row,
-    h_row, new_row, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    h_row, new_row, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    rows, j, real = _place(count, run, BLOCK)
+    rows, j, real = _place(count, run, ALIGNED, BLOCK)
     at = z + rows * z_row + j
     i = tl.sigmoid(tl.load(at, mask=real, other=0).to(TYPE))
     f = tl.sigmoid(tl.load(at + run, mask=real, other=0).to(TYPE))
@@ -148,9 +152,10 @@ def _launch(kernel: Any, last: bool, inputs: tuple[Tensor, ...], outputs: tuple[
         return
     rows = [_rows(x, last) for x in inputs]
     strides = [x.stride(0) for x in rows]
+    run = rows[1].shape[1]
     kernel[(triton.cdiv(count, BLOCK),)](
-        *rows, *outputs, count, rows[1].shape[1], *strides,
-        TYPE=operators.accumulator(*inputs), BLOCK=BLOCK, **OPTIONS,
+        *rows, *outputs, count, run, *strides,
+        TYPE=operators.accumulator(*inputs), ALIGNED=run % 16 == 0, BLOCK=BLOCK, **OPTIONS,
     )  # fmt: skip
 
 
@@ -181,7 +186,7 @@ def builds() -> Iterator[Build]:
     """Everything that the launcher asks triton for on a GPU, by the type of z and of the cell state."""
     for dtype in FLOATS:
         kind = FLOATS[dtype].name
-        constants = {"TYPE": operators.accumulator(torch.empty(0, dtype=dtype)), "BLOCK": 1024}
+        constants = {"TYPE": operators.accumulator(torch.empty(0, dtype=dtype)), "ALIGNED": True, "BLOCK": 1024}
         for kernel, tensors, strides in ((_forward, 4, 2), (_backward, 6, 4)):
             names = kernel.arg_names[: tensors + 2 + strides]
             types = dict(zip(names, [f"*{kind}"] * tensors + ["i32"] * (2 + strides), strict=True))

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
 
 import pytest
 import torch
+from packaging.version import parse
 from torch import Tensor
 
 # Entries of NaN on both sides of a tensor. Tensors stay aligned as torch aligns them.
@@ -31,6 +34,27 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TRITON_INTERPRET"] = str(int(config.option.kernels == "interpret"))
     # What somebody has measured on this machine decides nothing here.
     os.environ["CONVEIN_CALIBRATION"] = "off"
+    if config.option.kernels == "interpret" and parse(version("triton")) < parse("3.8"):
+        loop_to_run_time_bounds()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"kernels: {config.option.kernels}, triton {version('triton')}"
+
+
+def loop_to_run_time_bounds() -> None:
+    """Teaches an older interpreter `range` of a tensor: it calls int() on an array of one entry, and numpy from 2.4 on
+    refuses that (triton's pull request 9172).
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_index_too(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_index_too
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
