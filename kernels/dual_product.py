@@ -11,13 +11,14 @@ What the operators keep is m; the backward pass computes the moments again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators
+from convein.kernels import operators, padding
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -76,7 +77,7 @@ def dual_product(
     Raises:
         ValueError: `refusal` says why.
     """
-    operators.demand(refusal(m, w, shift, base, size))
+    operators.demand(refusal(m, w, shift, base, stride, low, size, dilation))
     result: tuple[Tensor, Tensor] = torch.ops.convein.dual_product(m, w, shift, base, stride, low, size, dilation)
     return result
 
@@ -90,12 +91,15 @@ def dual_signs(
     Raises:
         ValueError: `refusal` says why.
     """
-    operators.demand(refusal(m, w, shift, base, size))
+    operators.demand(refusal(m, w, shift, base, stride, low, size, dilation))
     result: Tensor = torch.ops.convein.dual_signs(m, w, shift, base, stride, low, size, dilation)
     return result
 
 
-def refusal(m: Tensor, w: Tensor, shift: Tensor, base: Tensor, size: Sequence[int]) -> str | None:
+def refusal(
+    m: Tensor, w: Tensor, shift: Tensor, base: Tensor, stride: Pair, low: Sequence[int], size: Sequence[int],  # noqa: ARG001
+    dilation: Pair,  # noqa: ARG001
+) -> str | None:  # fmt: skip
     """Why the kernel does not take these, in a clause; None if it does."""
     tensors = (m, w, shift, base)
     shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
@@ -107,7 +111,7 @@ def refusal(m: Tensor, w: Tensor, shift: Tensor, base: Tensor, size: Sequence[in
         return f"the tensors are {' and '.join(sorted({str(x.dtype) for x in tensors}))}"
     if sum((n - 1) * step for n, step in zip(m.shape[1:], m.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
-    if m.shape[0] * base.shape[1:].numel() >= 2**30:
+    if m.shape[0] * prod(size) >= 2**30:
         return "there are 2**30 pixels or more"
     if m.device.type == "cuda" and m.dtype is torch.float64:
         return "a GPU has no fast products of float64"
@@ -121,16 +125,7 @@ def _padded(
     x: Tensor, w: Tensor, stride: Pair, low: Sequence[int], size: Sequence[int], dilation: Pair
 ) -> Tensor:  # fmt: skip
     """What the convolution reads of x, zeros included."""
-    return F.pad(x, _sides(x.shape[2:], w, stride, low, size, dilation))
-
-
-def _sides(
-    image: Sequence[int], w: Tensor, stride: Pair, low: Sequence[int], size: Sequence[int], dilation: Pair
-) -> tuple[int, int, int, int]:
-    """Zeros on every side of an image, as F.pad takes them."""
-    counted = zip(image, w.shape[2:], stride, low, size, dilation, strict=True)
-    high = [(rows - 1) * step + (k - 1) * d + 1 - n - lo for n, k, step, lo, rows, d in counted]
-    return low[1], high[1], low[0], high[0]
+    return F.pad(x, padding.sides(x.shape[2:], w.shape[2:], low, size, dilation, stride))
 
 
 @triton.jit
@@ -241,7 +236,7 @@ def _pull_moments(
     size: Sequence[int], dilation: Pair, to_mean: Tensor, to_var: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of m, w, shift, base."""
-    sides = _sides(m.shape[2:], w, stride, low, size, dilation)
+    sides = padding.sides(m.shape[2:], w.shape[2:], low, size, dilation, stride)
     given: dict[str, Any] = {"stride": stride, "dilation": dilation}
     mean, var = to_mean.to(m.dtype), to_var.to(m.dtype)
     to_m = to_w = None

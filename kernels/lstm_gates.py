@@ -7,6 +7,7 @@ cell state are all that is kept. Any number of dimensions after the channels, wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def refusal(z: Tensor, cell: Tensor) -> str | None:
     """Why the kernel does not take these, in a clause; None if it does."""
     if z.ndim < 2 or z.ndim != cell.ndim or z.shape != (cell.shape[0], 4 * cell.shape[1], *cell.shape[2:]):
         return f"gates {tuple(z.shape)} are not four times the cell state {tuple(cell.shape)} along the channels"
-    if cell.shape[1:].numel() >= 2**30:
+    if prod(cell.shape[1:]) >= 2**30:
         return "a cell state has 2**30 entries or more"
     reason: str | None = operators.refusal(z, cell)
     return reason

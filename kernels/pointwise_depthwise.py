@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators
+from convein.kernels import operators, padding
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
@@ -46,24 +46,12 @@ def reference(
         size: rows and columns of the output, what is missing behind the last ones is zero too.
         dilation: of d.
     """
-    x = _padded_image(x, d, low, size, dilation)
+    x = F.pad(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation))
     if a is not None:
         x = F.conv2d(x, a[:, :, None, None])
     weight, groups = (d[:, None], d.shape[0]) if d.ndim == 3 else (d, 1)
     x = F.conv2d(x, weight, dilation=dilation, groups=groups)
     return x if c is None else F.conv2d(x, c[:, :, None, None])
-
-
-def _reach(d: Tensor, dilation: Pair) -> list[int]:
-    """How many rows and columns the taps of d span, less one."""
-    return [(k - 1) * step for k, step in zip(d.shape[-2:], dilation, strict=True)]
-
-
-def _padded_image(x: Tensor, d: Tensor, low: Sequence[int], size: Sequence[int], dilation: Pair) -> Tensor:
-    """What the convolution reads of x, zeros included."""
-    sides = zip(size, _reach(d, dilation), x.shape[2:], low, strict=True)
-    high = [rows + reach - given - lo for rows, reach, given, lo in sides]
-    return F.pad(x, (low[1], high[1], low[0], high[0]))
 
 
 def composed(a: Tensor | None, d: Tensor, c: Tensor | None) -> Tensor:
@@ -115,7 +103,7 @@ def refusal(
         return "a GPU has no fast products of float64"
     if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
         return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
-    if _tile((s, r, q, t), _reach(d, dilation)[1] + 1, d.ndim == 4, d.dtype) is None:
+    if _tile((s, r, q, t), padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, d.dtype) is None:
         return f"a row of {d.shape[-1]} taps with dilation {dilation[1]} does not fit into registers"
     reason: str | None = operators.refusal(*tensors)
     return reason
@@ -269,7 +257,7 @@ def _launch(
     if not y.numel():
         return y
     channels = _channels(x, d, c)
-    tile = _tile(channels, _reach(d, dilation)[1] + 1, d.ndim == 4, x.dtype)
+    tile = _tile(channels, padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, x.dtype)
     assert tile is not None
     down, across = (triton.cdiv(n, m) for n, m in zip(size, (tile.high, tile.wide), strict=True))
     strips = x.shape[0] * down * across
@@ -296,7 +284,7 @@ def _pull(
     to_x = None
     if needs[0]:
         turned = d.flip(-2, -1)
-        before = [reach - lo for reach, lo in zip(_reach(d, dilation), low, strict=True)]
+        before = [reach - lo for reach, lo in zip(padding.reach(d.shape[-2:], dilation), low, strict=True)]
         to_x = torch.ops.convein.pointwise_depthwise(
             gradient, None if c is None else c.t(), turned.transpose(0, 1) if d.ndim == 4 else turned,
             None if a is None else a.t(), before, x.shape[2:], dilation,
@@ -304,7 +292,8 @@ def _pull(
     if not any(needs[1:4]):
         return (to_x, *[None] * 6)
     shape = (gradient.shape[1], x.shape[1], *d.shape[-2:])
-    dense = conv2d_weight(_padded_image(x, d, low, size, dilation), shape, gradient, dilation=dilation)
+    image = F.pad(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation))
+    dense = conv2d_weight(image, shape, gradient, dilation=dilation)
     given = [m for m in (a, d, c) if m is not None]
 
     def of(*factors: Tensor) -> Tensor:
