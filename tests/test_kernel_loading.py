@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -22,8 +23,10 @@ def test_without_triton_the_reason_says_how_to_get_it(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     kernels.load.cache_clear()
+    kernels._operators.cache_clear()
     assert kernels.absence("cuda") == "triton is not installed (pip install triton)"
     kernels.load.cache_clear()
+    kernels._operators.cache_clear()
 
 
 def test_calls_that_a_kernel_refuses_are_plain() -> None:
@@ -34,3 +37,23 @@ def test_calls_that_a_kernel_refuses_are_plain() -> None:
     torch.testing.assert_close(after, state)
     torch.testing.assert_close(h, gates[2].sigmoid() * state.tanh())
     assert kernels.refusal("lstm_gates", z, cell) == "the tensors are on cpu, and the kernels run on cuda"
+
+
+LAYERS = """
+import subprocess
+import sys
+import torch
+from convein.layers import ConvLSTM, ConvTTLSTM, bqn
+
+network = torch.nn.Sequential(bqn.Conv2d(1, 4, 3, padding=1), bqn.Sign(), bqn.Conv2d(4, 2, 3), bqn.Sign())
+minus = network(torch.randn(2, 1, 6, 6)).minus
+hidden, _ = ConvLSTM(1, 2, 3)(torch.randn(2, 1, 1, 4, 4))
+more, _ = ConvTTLSTM(1, 2, 3)(torch.randn(2, 1, 1, 4, 4))
+(minus.sum() + hidden.sum() + more.sum()).backward()
+print("triton" in sys.modules)
+"""
+
+
+def test_layers_on_a_cpu_leave_triton_alone() -> None:
+    run = subprocess.run([sys.executable, "-c", LAYERS], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["False"], run.stdout + run.stderr

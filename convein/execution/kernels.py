@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from convein.execution.ops import is_untransformed
+from convein.execution.ops import PLAIN, is_untraced, is_untransformed
 
 # What tensor cores take, and triton compiles well, begins with Ampere.
 OLDEST = (8, 0)
@@ -38,9 +38,8 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
     device = torch.device(device)
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and not (asked or "triton" in sys.modules)):
         return f"the operands are on {device.type}, and the kernels run on cuda"
-    try:
-        operators = load("operators")
-    except ImportError:
+    operators = _operators()
+    if operators is None:
         return "triton is not installed (pip install triton)"
     if device.type == "cpu" and not operators.INTERPRETED:
         return "the operands are on cpu, and the kernels run on cuda"
@@ -51,8 +50,29 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
     return None
 
 
+@cache
+def _operators() -> ModuleType | None:
+    """What all kernels share; None without triton, which is looked for once."""
+    try:
+        return load("operators")
+    except ImportError:
+        return None
+
+
+def hindrance(*tensors: torch.Tensor) -> str | None:
+    """Why layers call no kernel with these tensors here and now, in a clause; None if they may."""
+    if not is_untraced():
+        return "what is traced or transformed holds calls of torch only"
+    if (reason := absence(tensors[0].device)) is not None:
+        return reason
+    others = [type(x).__name__ for x in tensors if type(x) not in PLAIN]
+    return f"an operand is a {others[0]}" if others else None
+
+
 def refusal(name: str, *arguments: Any) -> str | None:
     """Why a kernel does not take these arguments, in a clause; None if it does. Stand-ins for tensors will do."""
+    if name in _failed:
+        return "this GPU could not build it"
     reason: str | None = load(name).refusal(*arguments)
     return reason
 
@@ -64,7 +84,7 @@ def call(name: str, *arguments: Any) -> Any:
     tried again.
     """
     module = load(name)
-    if name in _failed or not is_untransformed() or module.refusal(*arguments) is not None:
+    if not is_untransformed() or refusal(name, *arguments) is not None:
         return module.reference(*arguments)
     try:
         return getattr(torch.ops.convein, name)(*arguments)

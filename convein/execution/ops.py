@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# Tensors that are nothing but numbers.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def linear(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -146,7 +147,7 @@ def _is_plain(x: torch.Tensor) -> bool:
     return bool(
         x.dtype is torch.float32
         and x.device.type == "cpu"
-        and (type(x) in _PLAIN or getattr(_thread, "is_predicting", False))
+        and (type(x) in PLAIN or getattr(_thread, "is_predicting", False))
         and not torch.is_autocast_enabled("cpu")
         and is_untraced()
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from convein.errors import OperandError, OptionError, ShapeError
+from convein.execution import kernels
 from convein.execution.ops import is_untraced, transposed
 from convein.layers.bias import biased
 from convein.layers.conv import each, positive
@@ -138,6 +139,17 @@ class Cell(nn.Module, ABC):
         value: Tensor = conv_einsum(STAGE[self.padding_mode], x, weight)
         return value if bias is None else biased(value, bias)
 
+    def explain(self) -> str:
+        """What computes the gates: a kernel, or plain calls, and why.
+
+        For states of the dtype and on the device of the weights, outside of graphs and of torch.func.
+        """
+        z, cell = (self.W.new_empty(1, count * self.hidden_channels, 1, 1) for count in (4, 1))
+        reason = kernels.hindrance(z, cell) or kernels.refusal("lstm_gates", z, cell)
+        if reason is not None:
+            return f"The gates are plain calls: {reason}."
+        return "The gates are one kernel, lstm_gates, and another one in the backward pass, which computes them again."
+
     def extra_repr(self) -> str:
         """Arguments, those that are usual left out."""
         more = {"padding_mode": "zeros", "init": "xavier"}
@@ -147,6 +159,9 @@ class Cell(nn.Module, ABC):
 
 def gated(z: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """The gates of an LSTM: h and the cell state, from the gates i, f, o, g side by side along the channels."""
+    if kernels.hindrance(z, cell) is None and kernels.refusal("lstm_gates", z, cell) is None:
+        found: tuple[Tensor, Tensor] = kernels.call("lstm_gates", z, cell)
+        return found
     i, f, o, g = _by_channels(z).chunk(4, 1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
     return o.sigmoid() * cell.tanh(), cell

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from convein.kernels import dual_product as kernel
+from convein.kernels import dual_signs
 from torch import Tensor
 
 ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-6, torch.float64: 1e-12}
@@ -20,7 +21,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "more channels than a block": ((1, 18, 2, 3), (19, 1, 2), {"low": (0, 1), "size": (2, 4)}),
     "one tap": ((3, 1, 2, 2), (1, 1, 1), {"low": (0, 0), "size": (2, 2)}),
 }
-WAYS = {"moments": kernel.dual_product, "signs": kernel.dual_signs}
+WAYS = {"moments": kernel.dual_product, "signs": dual_signs.dual_signs}
+REFERENCES = {"moments": kernel.reference, "signs": dual_signs.reference}
 
 
 def operands(case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -30,14 +32,14 @@ def operands(case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     def draw(*shape: int) -> Tensor:
         return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(device, dtype)
 
-    m, w, shift, base = draw(batch, s, high, wide), draw(t, s, kh, kw), draw(t), draw(t, *options["size"]).abs() + 0.1
-    return [x.requires_grad_() for x in (m, w, shift, base)]
+    minus, w = draw(batch, s, high, wide).abs(), draw(t, s, kh, kw)
+    return [x.requires_grad_() for x in (minus, w, draw(t), draw(t, *options["size"]).abs() + 0.1)]
 
 
 def reference(way: str, tensors, options) -> tuple[Tensor, ...]:
     full = {"stride": (1, 1), "dilation": (1, 1), **options}
-    moments = kernel.reference(*tensors, *(full[name] for name in ("stride", "low", "size", "dilation")))
-    return moments if way == "moments" else (kernel.signs(*moments),)
+    found = REFERENCES[way](*tensors, *(full[name] for name in ("stride", "low", "size", "dilation")))
+    return found if way == "moments" else (found,)
 
 
 def compare(way: str, tensors: list[Tensor], options, tolerance: float) -> None:
@@ -71,8 +73,8 @@ def test_other_types(dtype, way, device, guards) -> None:
 
 
 def test_tensors_may_lie_in_any_way(device, guards) -> None:
-    m, w, shift, base = (x.detach() for x in operands(CASES["same"], torch.float32, device))
-    last = m.movedim(1, -1).contiguous().movedim(-1, 1)
+    minus, w, shift, base = (x.detach() for x in operands(CASES["same"], torch.float32, device))
+    last = minus.movedim(1, -1).contiguous().movedim(-1, 1)
     gaps = [last, w.repeat_interleave(2, -1)[..., ::2], shift.repeat_interleave(3)[::3], base.mT.contiguous().mT]
     compare("signs", [guards.around(x.requires_grad_()) for x in gaps], CASES["same"][2], ROUNDING[torch.float32])
 
@@ -83,7 +85,7 @@ def test_moments_are_those_of_all_signs_and_weights(device) -> None:
     w = torch.tensor([-0.5, 0.2], dtype=torch.float32, device=device).view(1, 2, 1, 1)
     options = ((1, 1), (0, 0), (1, 1), (1, 1))
     base = kernel.weight_variances(1 - w * w, (1, 1), *options)
-    mean, var = kernel.dual_product(m, w, torch.zeros(1, device=device), base, size=(1, 1))
+    mean, var = kernel.dual_product((1 - m) / 2, w, torch.zeros(1, device=device), base, size=(1, 1))
     first = second = 0.0
     for values in itertools.product((-1, 1), repeat=4):
         means = (*m.flatten().tolist(), *w.flatten().tolist())
@@ -101,8 +103,8 @@ def test_variances_of_weights_count_inside_of_the_image_only(device) -> None:
 
 
 def test_nothing_in_nothing_out(device, guards) -> None:
-    m, w, shift, base = operands(CASES["same"], torch.float32, device)
-    assert kernel.dual_signs(m[:0], w, shift, base, **CASES["same"][2]).shape == (0, 6, 5, 7)
+    minus, w, shift, base = operands(CASES["same"], torch.float32, device)
+    assert dual_signs.dual_signs(minus[:0], w, shift, base, **CASES["same"][2]).shape == (0, 6, 5, 7)
 
 
 SMALL = ((1, 1, 2, 2), (2, 1, 2), {"low": (0, 1), "size": (2, 2)})
@@ -126,20 +128,20 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-M, W, SHIFT, BASE = zeros(1, 2, 3, 3), zeros(4, 2, 3, 3), zeros(4), zeros(4, 1, 1)
+MINUS, W, SHIFT, BASE = zeros(1, 2, 3, 3), zeros(4, 2, 3, 3), zeros(4), zeros(4, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
-        ((M, W[:, :1], SHIFT, BASE), "the channels of m and w do not fit"),
-        ((M[0], W, SHIFT, BASE), "the channels of m and w do not fit"),
-        ((M, W, SHIFT[:3], BASE), r"shift is not \(t,\) or base not \(t, 1, 1\)"),
-        ((M, W, SHIFT, BASE[:, :, 0]), r"shift is not \(t,\) or base not \(t, 1, 1\)"),
-        ((M.half(), W, SHIFT, BASE), "the tensors are torch.float16 and torch.float32"),
+        ((MINUS, W[:, :1], SHIFT, BASE), "the channels of minus and w do not fit"),
+        ((MINUS[0], W, SHIFT, BASE), "the channels of minus and w do not fit"),
+        ((MINUS, W, SHIFT[:3], BASE), r"shift is not \(t,\) or base not \(t, 1, 1\)"),
+        ((MINUS, W, SHIFT, BASE[:, :, 0]), r"shift is not \(t,\) or base not \(t, 1, 1\)"),
+        ((MINUS.half(), W, SHIFT, BASE), "the tensors are torch.float16 and torch.float32"),
         ((torch.empty(1, 2, 2**15, 2**16, device="meta"), W, SHIFT, BASE), "an image spans more than"),
         ((torch.empty(2**30, 2, 3, 3, device="meta"), W, SHIFT, BASE), "there are 2.*30 pixels or more"),
-        ((M.int(), W.int(), SHIFT.int(), BASE.int()), "there is no kernel for torch.int32"),
+        ((MINUS.int(), W.int(), SHIFT.int(), BASE.int()), "there is no kernel for torch.int32"),
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
