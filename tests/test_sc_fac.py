@@ -213,12 +213,38 @@ def test_maps_are_orthogonal_and_differentiable_twice(map: Any) -> None:
     same(turned_subspace(B, "cayley"), turned_basis(B, "cayley")[..., :2])
 
 
-def test_large_matrices_take_products_one_by_one() -> None:
-    free = torch.randn(2, 120, 120, requires_grad=True)
-    wanted = torch.linalg.matrix_exp(skew(free) * 0.02)
-    found = rotation(free * 0.02)
-    same(found, wanted, 1e-5)
-    same(*(torch.autograd.grad(value[:, :3].square().sum() + value.sum(), free) for value in (found, wanted)), 1e-4)
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.05, 0.3])
+def test_large_matrices_are_taken_one_by_one(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = counted(monkeypatch)
+    bases = orthonormal(205, groups=3).float()
+    made = [Rotation(bases[:2, :101, :101].clone()), Subspace(bases[1:], 101), Subspace(bases[:1], 101)]
+    wanted = []
+    for factor in made:
+        with torch.no_grad():
+            factor.free.normal_(std=scale)
+        A = factor.free.double()
+        A = skew(A) if isinstance(factor, Rotation) else skew(F.pad(A, (0, 104, 101, 0)))
+        wanted.append((factor.base.double() @ torch.linalg.matrix_exp(A))[..., :101])
+    found = factors.orthogonal_matrices(made)
+    assert shapes == [(101, 101)] * 2 + [(104, 101)] * 3
+    same([value.double() for value in found], wanted, 1e-5)
+    weights = [torch.randn_like(value) for value in found]
+    parameters = [factor.free for factor in made]
+    ours, theirs = (torch.autograd.grad(values, parameters, weights) for values in (found, wanted))
+    same(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 1, 3, 12])
+@pytest.mark.parametrize("build", [rotation, turned_subspace])
+def test_adjoint_is_what_autograd_finds(build: Callable[..., Tensor], scale: float) -> None:
+    free = (scale * torch.randn(2, 4, 4, dtype=DOUBLE)).requires_grad_()
+    value = build(free)
+    gradient = torch.randn_like(value)
+    ours, theirs = (torch.autograd.grad(value, free, gradient, True, create)[0] for create in (False, True))
+    same(ours, theirs, 1e-11)
+    # Several gradients at once.
+    both = torch.stack([gradient, 2 * gradient])
+    same(torch.autograd.grad(value, free, both, is_grads_batched=True)[0], torch.stack([ours, 2 * ours]), 1e-11)
 
 
 # Cascades

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from convein.errors import OptionError, ShapeError
-from convein.layers.sc_fac.exponential import Map, product, rotation, turned_basis, turned_subspace
+from convein.execution.ops import is_untraced
+from convein.layers.sc_fac.exponential import Map, rotation, turned_basis, turned_subspace
+from convein.layers.sc_fac.series import product
 from convein.options import shown
 
 _WIDE = (torch.float32, torch.float64)
+# From this many rows and columns on, a product of two matrices by oneDNN is faster than one of stacks.
+_LARGE = 100
 
 
 class Factor(nn.Module, ABC):
@@ -59,9 +63,11 @@ class Factor(nn.Module, ABC):
         Rounding errors do not add up: one step of Newton and Schulz makes the base as orthogonal as numbers of its type
         can be. What an optimizer remembers stays as good as it was, since both bases see a turn from the right.
         """
-        base = product(_wide(self.base), self.turn(_wide(self.free)))
-        self.base.copy_(_polished(base))
+        self.base.copy_(_by_matrix(self._turned, _wide(self.free), _wide(self.base)))
         self.free.zero_()
+
+    def _turned(self, free: Tensor, base: Tensor) -> Tensor:
+        return _polished(product(base, self.turn(free)))
 
     @torch.no_grad()
     def assign(self, matrices: Tensor) -> None:
@@ -153,6 +159,8 @@ class Subspace(Factor):
 def orthogonal_matrices(factors: Sequence[Factor]) -> list[Tensor]:
     """The matrices of many factors: those of one kind and size by one exponential of one stack.
 
+    On a CPU large ones are taken one by one: a matrix in the cache is worth more than a call less.
+
     Args:
         factors: of any kinds and sizes.
 
@@ -162,7 +170,8 @@ def orthogonal_matrices(factors: Sequence[Factor]) -> list[Tensor]:
     """
     alike: dict[object, list[int]] = {}
     for number, factor in enumerate(factors):
-        key = (type(factor), factor.map, factor.free.shape[1:], factor.base.dtype, factor.base.device)
+        single = number if _is_large(factor.free) else None
+        key = (type(factor), factor.map, factor.free.shape[1:], factor.base.dtype, factor.base.device, single)
         alike.setdefault(key, []).append(number)
     found: dict[int, Tensor] = {}
     for numbers in alike.values():
@@ -171,7 +180,7 @@ def orthogonal_matrices(factors: Sequence[Factor]) -> list[Tensor]:
         with nullcontext() if first.base.is_meta else torch.autocast(first.base.device.type, enabled=False):
             free = torch.cat([factor.free for factor in members]) if len(members) > 1 else first.free
             base = torch.cat([factor.base for factor in members]) if len(members) > 1 else first.base
-            values = first.value(_wide(free), _wide(base)).to(first.base.dtype)
+            values = _by_matrix(first.value, _wide(free), _wide(base)).to(first.base.dtype)
         found.update(zip(numbers, torch.split(values, [len(factor.base) for factor in members]), strict=True))
     return [found[number] for number in range(len(factors))]
 
@@ -190,6 +199,18 @@ def rebase(model: nn.Module) -> None:
         raise OptionError(f"{shown(type(model).__name__)} has no orthogonal layers", hint="OrthogonalConv2d, ...")
     for factor in factors:
         factor.rebase()
+
+
+def _is_large(free: Tensor) -> bool:
+    return free.device.type == "cpu" and min(free.shape[1:]) >= _LARGE and is_untraced()
+
+
+def _by_matrix(make: Callable[[Tensor, Tensor], Tensor], free: Tensor, base: Tensor) -> Tensor:
+    """What is made of two stacks at once, or, if they are large, of their matrices one by one."""
+    if not _is_large(free):
+        return make(free, base)
+    found = [make(*pair) for pair in zip(free.unbind(), base.unbind(), strict=True)]
+    return torch.stack(found) if len(found) > 1 else found[0][None]
 
 
 def _wide(matrices: Tensor) -> Tensor:
