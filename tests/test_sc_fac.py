@@ -396,6 +396,33 @@ def test_a_layer_is_the_convolution_of_torch(bias: bool) -> None:
     same(up(y), F.conv_transpose2d(y, up.dense_weight(), up.bias, stride=2, padding=2))
 
 
+@VARIANTS
+def test_with_a_kept_weight(make: Any, sizes: tuple[int, ...], shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    layer = drawn(make, sizes, options, DOUBLE)
+    inputs = [torch.randn(*batch, sizes[0], *shape, dtype=DOUBLE) for batch in ((), (2,), (0,), (2, 1))]
+    with torch.no_grad():
+        wanted = [layer(x) for x in inputs]
+        same([layer.eval()(x) for x in inputs], wanted)
+        assert layer.dense_weight().is_contiguous()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.float()(inputs[1].float()).dtype == torch.bfloat16
+        with pytest.raises(ValueError, match="has dtype torch.float64"):
+            layer(inputs[1])
+
+
+def test_a_kept_weight_goes_straight_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, around = OrthogonalConv2d(2, 8, 4, stride=2).eval(), moved(OrthogonalConv1d(3, 3, 6)).eval()
+    x = torch.randn(3, 2, 4, 4)
+    short = torch.randn(1, 3, 1)  # it is shorter than what is around it
+    with torch.no_grad():
+        wanted = layer(x), around(short.repeat(1, 1, 6))[..., :1]
+        monkeypatch.setattr(f"{OrthogonalConv2d.__module__}.conv_einsum", None)
+        assert torch.equal(layer(x), wanted[0])
+        assert torch.equal(layer(x[0])[None], layer(x[:1]))
+        monkeypatch.undo()
+        same(around(short), wanted[1], 1e-5)
+
+
 @pytest.mark.parametrize("init", ["identity", "reverse", "permutation", "torus"])
 @pytest.mark.parametrize("kernel", [1, 3, 5, (3, 1)])
 def test_a_layer_starts_as_its_matrix(init: Any, kernel: Any) -> None:

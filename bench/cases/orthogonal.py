@@ -18,7 +18,15 @@ from measure import Group
 # Standard deviations of the free parameters: after some steps of an optimizer, and after many without a new base.
 TURNS = (0.01, 0.05)
 NETWORK = (22, 10)  # depth and width
-INFERENCE = ((64, 32, 32), (256, 8, 32), (64, 32, 1))
+# Channels of input and output, kernel and stride; then size and batch.
+INFERENCE = (
+    (64, 64, 3, 1, 32, 32),
+    (256, 256, 3, 1, 8, 32),
+    (64, 64, 3, 1, 32, 1),
+    (256, 256, 3, 1, 8, 1),
+    (64, 256, 4, 2, 32, 32),
+    (64, 256, 4, 2, 32, 1),
+)
 PICTURES = (256, 64, 16, 16)
 LAYER = 64
 TOLERANCE = 1e-4
@@ -30,9 +38,10 @@ def groups() -> Iterator[Group]:
         for trains in (False, True):
             direction = "forward+backward" if trains else "forward"
             yield Group(f"WideResNet-22-10 weights turns of {turn:g} {direction}", partial(_weights, turn, trains))
-    for channels, size, batch in INFERENCE:
-        name = f"inference {channels} channels {size}x{size} batch {batch}"
-        yield Group(name, partial(_inference, channels, size, batch))
+    for inputs, outputs, kernel, stride, size, batch in INFERENCE:
+        layer = f"{inputs} to {outputs} channels {kernel}x{kernel} stride {stride}"
+        name = f"inference {layer} of {size}x{size} batch {batch}"
+        yield Group(name, partial(_inference, (inputs, outputs, kernel, stride), size, batch))
     yield Group("weight of 64 channels 3x3", _methods)
 
 
@@ -88,13 +97,15 @@ def _matrix_exp(factor: Factor) -> Tensor:
     return whole[..., : factor.rank].contiguous() if isinstance(factor, Subspace) else whole
 
 
-def _inference(channels: int, size: int, batch: int) -> dict[str, Callable[[], object]]:
-    """A layer in evaluation beside torch's convolution of the same weight."""
+def _inference(layer: tuple[int, int, int, int], size: int, batch: int) -> dict[str, Callable[[], object]]:
+    """A layer in evaluation beside torch's convolution of the same weight, padding and stride."""
     torch.manual_seed(0)
-    ours = OrthogonalConv2d(channels, channels, 3).eval()
-    plain = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular").eval()
-    zeros = nn.Conv2d(channels, channels, 3, padding=1).eval()
-    x = torch.randn(batch, channels, size, size)
+    inputs, _, kernel, stride = layer
+    padding = (kernel - stride) // 2
+    ours = OrthogonalConv2d(*layer).eval()
+    plain = nn.Conv2d(*layer, padding=padding, padding_mode="circular").eval()
+    zeros = nn.Conv2d(*layer, padding=padding).eval()
+    x = torch.randn(batch, inputs, size, size)
     with torch.no_grad():
         plain.weight.copy_(ours.dense_weight())
         plain.bias.zero_()  # type: ignore[union-attr]

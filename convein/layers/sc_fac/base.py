@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -85,7 +85,7 @@ class OrthogonalLayer(nn.Module, ABC):
         self._kept = None
         made = self._made()
         if not self.training and self._may_keep():
-            self._kept = made
+            made = self._kept = replace(made, weight=made.weight.contiguous())
         return made.weight
 
     def _needs_gradients(self) -> bool:

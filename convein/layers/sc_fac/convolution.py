@@ -16,6 +16,7 @@ from convein.layers.sc_fac.base import OrthogonalLayer, check_channels
 from convein.layers.sc_fac.exponential import Map
 from convein.layers.sc_fac.factors import Factor, Rotation, Subspace
 from convein.layers.sc_fac.geometry import Geometry, checked_geometry, checked_ranks
+from convein.layers.sc_fac.ordinary import ordinary_convolution
 from convein.layers.sc_fac.starts import Start, check_start, start_bases, start_matrices
 from convein.layers.sc_fac.taps import axis_taps, separable_taps
 from convein.pipeline import conv_einsum
@@ -48,6 +49,7 @@ class _OrthogonalConvNd(OrthogonalLayer):
             self.dimensions, in_channels, out_channels, kernel_size, stride, dilation, groups, padding_mode
         )
         self._forward, self._backward = self.geometry.forward, self.geometry.backward
+        self._ordinary = ordinary_convolution(self.geometry)
         factors = self.geometry.factors
         ranks = checked_ranks(rank, sum(factors), self.geometry.channels)
         even = any(count % 2 for count in factors)
@@ -104,17 +106,19 @@ class _OrthogonalConvNd(OrthogonalLayer):
         value: Tensor = conv_einsum(self._backward, output, self.dense_weight(), sizes=self.geometry.sizes)
         return value
 
-    def _applied(self, input: Tensor) -> Tensor:
-        """The operator, without bias."""
+    def _applied(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """The operator, with a bias or without."""
         self.geometry.check_sizes(input.shape[-self.dimensions :])
         check_channels("channels", input.shape[-1 - self.dimensions], self.geometry.inputs)
-        value: Tensor = conv_einsum(self._forward, input, self.dense_weight(), sizes=self.geometry.sizes)
-        return value
+        weight = self.dense_weight()
+        # The kept weight lies as torch's convolution wants it, and there is nothing left to plan.
+        if self._kept is not None and weight is self._kept.weight and self._ordinary.takes(input, weight, bias):
+            return self._ordinary(input, weight, bias)
+        value: Tensor = conv_einsum(self._forward, input, weight, sizes=self.geometry.sizes)
+        return self._biased(value, bias)
 
-    def _biased(self, value: Tensor) -> Tensor:
-        if self.bias is None:
-            return value
-        return biased(value, self.bias.view(-1, *[1] * self.dimensions))
+    def _biased(self, value: Tensor, bias: Tensor | None) -> Tensor:
+        return value if bias is None else biased(value, bias.view(-1, *[1] * self.dimensions))
 
     def _without_bias(self, value: Tensor) -> Tensor:
         return value if self.bias is None else value - self.bias.view(-1, *[1] * self.dimensions)
@@ -125,7 +129,7 @@ class _OrthogonalConvNd(OrthogonalLayer):
         Raises:
             ShapeError: other channels, or sizes that are no multiples of the stride.
         """
-        return self._biased(self._applied(input))
+        return self._applied(input, self.bias)
 
     def inverse(self, output: Tensor) -> Tensor:
         """The input that gives this output; of what is no output, the input whose output is nearest.
@@ -201,7 +205,7 @@ class _OrthogonalConvTransposeNd(_OrthogonalConvNd):
 
     def adjoint(self, output: Tensor) -> Tensor:
         """The convolution, without bias."""
-        return super()._applied(output)
+        return super()._applied(output, None)
 
     def forward(self, input: Tensor) -> Tensor:
         """The transposed convolution: (..., in, *sizes) -> (..., out, *sizes * stride).
@@ -209,7 +213,7 @@ class _OrthogonalConvTransposeNd(_OrthogonalConvNd):
         Raises:
             ShapeError: other channels.
         """
-        return self._biased(super().adjoint(input))
+        return self._biased(super().adjoint(input), self.bias)
 
     def inverse(self, output: Tensor) -> Tensor:
         """The input that gives this output; of what is no output, the input whose output is nearest.
@@ -223,7 +227,7 @@ class _OrthogonalConvTransposeNd(_OrthogonalConvNd):
                 "the same output",
                 hint="an inverse needs out_channels * stride >= in_channels; `adjoint` is there always",
             )
-        return super()._applied(self._without_bias(output))
+        return super()._applied(self._without_bias(output), None)
 
     def extra_repr(self) -> str:
         """Torch's arguments, then the expression of the adjoint."""
