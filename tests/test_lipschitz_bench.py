@@ -85,4 +85,4 @@ def test_weights_of_the_bench_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         values = [call() for call in calls.values()]
         for value in values[1:]:
             torch.testing.assert_close(value, values[0], rtol=1e-3, atol=1e-4)
-    assert len(orthogonal._inference(4, 5, 2)) == 3
+    assert len(orthogonal._inference((4, 8, 4, 2), 6, 2)) == 3

@@ -406,7 +406,7 @@ def test_with_a_kept_weight(make: Any, sizes: tuple[int, ...], shape: tuple[int,
         assert layer.dense_weight().is_contiguous()
         with torch.autocast("cpu", torch.bfloat16):
             assert layer.float()(inputs[1].float()).dtype == torch.bfloat16
-        with pytest.raises(ValueError, match="has dtype torch.float64"):
+        with pytest.raises(ValueError, match=r"has dtype torch\.float64"):
             layer(inputs[1])
 
 
