@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from convein.execution.ops import linear, transposed
 from convein.planner import rates
+from convein.planner.accelerators import accelerator
 from convein.planner.rates import SHIPPED, Rate, Rates
 
 log = logging.getLogger("convein")
@@ -77,13 +78,16 @@ def calibrate(*, save: bool = True) -> Rates:
     return table
 
 
-def current(cost: object = "time", device: str = "cpu") -> Rates:
+def current(cost: object = "time", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rates:
     """The table to plan with: what `calibrate` measured, else what was measured by itself, else the shipped table.
 
     Args:
         cost: what the plan minimises: if it depends on the table, a CPU that nobody has measured is measured now.
-        device: what the plan is for.
+        device: what the plan is for. On CUDA the table is computed, and depends on nothing else.
+        dtype: of the numbers there.
     """
+    if device == "cuda":
+        return accelerator(dtype)
     name = machine()
     if (asked := _asked.get(name)) is not None:
         return asked
@@ -226,7 +230,7 @@ def _scaled(name: str, found: Mapping[str, Microseconds]) -> Rates:
         {kind: _slower(rate, believed[kind][side], believed[kind][side + 1]) for kind, rate in part.items()}
         for side, part in ((0, SHIPPED.forward), (2, SHIPPED.backward))
     ]
-    return Rates(name, *parts)
+    return Rates(name, forward=parts[0], backward=parts[1])
 
 
 def _slower(rate: Rate, small: float, large: float) -> Rate:
@@ -277,6 +281,6 @@ def _read() -> Rates | None:
         stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         parts = [{kind: Rate(**rate) for kind, rate in stored[part].items()} for part in ("forward", "backward")]
         current = stored["shipped"] == asdict(SHIPPED)
-        return Rates(str(stored["name"]), *parts) if current else None
+        return Rates(str(stored["name"]), forward=parts[0], backward=parts[1]) if current else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from convein import measuring
-from convein.errors import PlanError
+from convein.errors import OptionError, PlanError
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.lowering.looping import Loop
@@ -19,7 +19,8 @@ from convein.memory import Draft, Sketch, draft, keeping, limited
 from convein.metering import Sample
 from convein.network import Network
 from convein.planner import Plan, plan
-from convein.planner.candidates import candidates
+from convein.planner.candidates import candidates, ordered
+from convein.planner.chains import chains
 from convein.planner.plan import steps_of
 from convein.planner.several import MOST_LEAVES
 from convein.request import Request
@@ -28,6 +29,8 @@ from convein.request import Request
 FEW = 4
 NEAR = 1.5
 BEST = ("auto", "optimal")
+# The devices whose rates are known.
+TIMED = ("cpu", "cuda")
 
 
 def drafts(
@@ -60,10 +63,12 @@ def drafts(
     given = _given(request, network, target, needs_grad, constants)
     if several:
         programs = measuring.programs(network, target, orders, given)
-    elif compares(request, network, target.device):
+    elif compares(request, network, target):
         programs = [_best(network, target, orders, given, _names(constants))]
     else:
         programs = [lower(plan(network, optimize=request.optimize, **given), target, orders)]
+    if target.forced:
+        programs = _with_kernels(request, programs)
     if (request.kept is None or not needs_grad) and request.limit is None:
         return [draft(widen(program, target), samples, _names(constants)) for program in programs]
     sketches = [sketch(program, target, samples, constants, orders, recorded=recorded) for program in programs]
@@ -80,7 +85,7 @@ def order(
 ) -> Plan:
     """The order that `drafts` would take if no bytes were asked for."""
     given = _given(request, network, target, needs_grad, frozenset())
-    if compares(request, network, target.device):
+    if compares(request, network, target):
         return _best(network, target, orders, given, frozenset()).plan
     return plan(network, optimize=request.optimize, **given)
 
@@ -94,19 +99,20 @@ def _given(
         "cost": request.cost,
         "needs_grad": needs_grad,
         "constants": sum(1 << position for position in known),
-        "rates": target.rates if target.device == "cpu" else None,
+        "rates": target.rates if target.device in TIMED else None,
     }
 
 
-def compares(request: Request, network: Network, device: str) -> bool:
+def compares(request: Request, network: Network, target: Target) -> bool:
     """Whether the best few orders are lowered before one of them is chosen.
 
     A search knows a step by its sizes alone; how it suits the layouts around it shows in the calls that it becomes.
-    With convolutions that can be as much as the difference between orders.
+    With convolutions, and where kernels do several steps, that can be as much as the difference between orders.
     """
     words = (request.optimize, request.cost)
     timed = all(isinstance(word, str) for word in words) and words[0] in BEST and words[1] in ("auto", "time")
-    return bool(timed and device == "cpu" and network.convolutions and 2 < len(network.operands) <= MOST_LEAVES)
+    matters = network.convolutions or target.refusal is not None
+    return bool(timed and target.device in TIMED and matters and 2 < len(network.operands) <= MOST_LEAVES)
 
 
 def _best(
@@ -116,10 +122,40 @@ def _best(
     given: dict[str, Any],
     constants: frozenset[str],
 ) -> Program:
-    """Of the programs of the best few orders, the one that takes least; what is computed once does not count."""
+    """Of the programs of the best few orders, the one that takes least; what is computed once does not count.
+
+    Where there are kernels, the orders that they are made for are among them.
+    """
     plans = candidates(network, FEW, **given)
     near = [plan for plan in plans if plan.total <= NEAR * plans[0].total]
-    return min((lower(plan, target, orders) for plan in near), key=lambda program: fold(program, constants)[1].price)
+    if target.refusal is not None:
+        near += ordered(network, chains(network), "chain", **given)
+
+    signals = sum({1 << convolution.signal for convolution in network.convolutions.values()}) or network.everything
+
+    def rank(program: Program) -> tuple[int, float]:
+        # Factors that are multiplied beforehand are small, whatever does it.
+        flowing = sum(bool(step.result_set & signals) for step in program.plan.steps)
+        return max(0, flowing - program.fused) if target.forced else 0, fold(program, constants)[1].price
+
+    return min((lower(plan, target, orders) for plan in near), key=rank)
+
+
+def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program]:
+    """Those programs that call kernels.
+
+    Raises:
+        OptionError: there is none.
+    """
+    found = [program for program in programs if program.kernels]
+    if not found:
+        why = dict.fromkeys(note for program in programs for note in program.notes)
+        raise OptionError(
+            f'backend="triton": no kernel computes a part of this ({"; ".join(why) or "no run of its steps is one"})',
+            text=request.equation.text,
+            hint='backend="auto" takes kernels where there are some, and calls of torch elsewhere',
+        )
+    return found
 
 
 def _fitted(request: Request, sketches: Sequence[Sketch]) -> Draft:

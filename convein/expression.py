@@ -105,9 +105,12 @@ class Expression:
         return predict(self._function, samples, autocast_off=bool(self._rest.autocast_off))
 
     def explain(self) -> str:
-        """Every stage, from the text to the program."""
+        """Every stage, from the text to the program, and which fused kernels it calls, and why not others."""
         info = path_info(self.plan)
-        return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), self.source])
+        called = [f"{name}: called" for name in self.program.kernels]
+        notes = [*called, *self.program.notes] or ["no run of these steps is one that a kernel computes"]
+        kernels = "\n".join(["Kernels", *(f"  {note}" for note in notes)])
+        return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), kernels, self.source])
 
     def sharing(self, others: Iterable[Expression]) -> Expression:
         """The same expression, with constants folded by the others in place of its own where those are equal."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from convein import cache, calibration, measuring
+from convein import cache, measuring
+from convein.aiming import aim
 from convein.arguments import (
     check_constants,
     check_fixed,
@@ -25,7 +26,6 @@ from convein.drafting import drafts, order
 from convein.errors import OperandError
 from convein.execution import load
 from convein.expression import Expression
-from convein.lowering import Target
 from convein.memory import Draft
 from convein.metering import Sample, memory_order
 from convein.network import Network
@@ -108,7 +108,8 @@ def conv_einsum(
             call of torch needs for itself, and is that of the plain call: under autocast or vmap more may be alive.
         checkpoint: True keeps only the operands for the backward pass and computes the rest again; a number is how many
             bytes may be kept besides the operands: what is kept is chosen so that the least time is lost.
-        backend: "auto" or "torch".
+        backend: "torch" for calls of torch alone; "triton" for the Triton kernels that fuse several steps, wherever
+            they can; "auto" for whatever is expected to be faster on a GPU, and calls of torch elsewhere and in traces.
         dialect: rules added to the language.
         accumulate: a wider dtype to compute in, partial results included: the operands are converted, and the result
             is converted back. torch.autocast changes nothing inside.
@@ -178,8 +179,9 @@ def contract_path(
         planned = compile(expression, *operands, grad=grad, **given).plan
         return list(planned.path), path_info(planned)
     dense = {j: x for j, x in enumerate(known) if isinstance(x, torch.Tensor) and is_dense(x)}
-    dtype, device = next(((x.dtype, x.device.type) for x in dense.values()), (torch.get_default_dtype(), "cpu"))
-    target = Target(dtype, device, dict(network.sizes), calibration.current(request.cost, device))
+    kinds = ((x.dtype, x.device) for x in dense.values())
+    dtype, device = next(kinds, (torch.get_default_dtype(), torch.device("cpu")))
+    target = aim(request, network, dtype, device)
     orders = tuple(memory_order(dense[j]) if j in dense else () for j in range(len(known)))
     planned = order(request, network, target, gradients_needed(known, grad, network), orders)
     return list(planned.path), path_info(planned)
@@ -229,9 +231,7 @@ def compile(
     # Calls may bring other layouts: only what is likely to come again decides, and nothing relies on it.
     lasting = {convolution.signal for convolution in network.convolutions.values()} | set(fixed)
     orders = tuple(memory_order(tensors[j]) if j in tensors and j in lasting else () for j in range(len(operands)))
-    wide, narrow = request.dtypes(dtype)
-    rates = calibration.current(request.cost, where.type)
-    target = Target(wide, where.type, dict(network.sizes), rates, knows_memory=False, narrow=narrow)
+    target = aim(request, network, dtype, where, knows_memory=False)
     passed = [(j, o) for j, o in enumerate(network.operands) if o.constant is None and j not in fixed]
     free = free_axes(network, operands)
     shapes = tuple(tuple(None if (j, a) in free else n for a, n in enumerate(o.shape)) for j, o in passed)
@@ -315,10 +315,7 @@ def _prepare(request: Request, operands: Sequence[torch.Tensor]) -> Callable[...
     dtype = torch.get_autocast_dtype(operands[0].device.type) if mixed else operands[0].dtype
     check_constants(request.equation, dtype)
     needs_grad = gradients_needed(operands, gradients_asked(operands), network)
-    wide, narrow = request.dtypes(dtype)
-    device = operands[0].device.type
-    rates = calibration.current(request.cost, device)
-    target = Target(wide, device, dict(network.sizes), rates, narrow=narrow)
+    target = aim(request, network, dtype, operands[0].device)
     unknown = {position for position, _ in symbolic}
     orders = tuple(() if j in unknown else memory_order(operand) for j, operand in enumerate(operands))
     samples = [

@@ -33,6 +33,8 @@ PLANNING: dict[str, Any] = {
     "accumulate": None,
 }
 
+BACKENDS = ("auto", "torch", "triton")
+
 # What only convein.compile takes.
 OF_COMPILE = ("constants", "grad", "dtype", "device")
 
@@ -48,6 +50,7 @@ class Request:
         kept: bytes that may be kept for the backward pass besides the operands; None is no limit.
         limit: of the bytes that are alive at a time, operands excluded; None is no limit.
         accumulate: the dtype to compute in, if it is wider than the operands'.
+        backend: "auto", "torch" or "triton".
     """
 
     equation: Equation
@@ -57,6 +60,7 @@ class Request:
     kept: int | None
     limit: Limit | None
     accumulate: torch.dtype | None
+    backend: str
 
     def dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype | None]:
         """The dtype to compute in for operands of this one, and that of the result where they were converted.
@@ -108,7 +112,7 @@ def make_request(
     if sizes is not None and not isinstance(sizes, Mapping):
         raise OptionError(f"sizes={shown(sizes)}", hint='sizes is a dict from mode to size: sizes={"s1": 4}')
     pairs = tuple((str(name), size) for name, size in (sizes or {}).items())
-    chosen = {name: merged[name] for name in ("cost", "accumulate")}
+    chosen = {name: merged[name] for name in ("cost", "accumulate", "backend")}
     chosen["optimize"] = _search(merged["optimize"])
     return Request(
         equation, pairs, kept=_kept(merged["checkpoint"]), limit=read_limit(merged["memory_limit"]), **chosen
@@ -170,10 +174,8 @@ def _check_planning(options: Mapping[str, Any]) -> None:
             f"accumulate={shown(accumulate)}",
             hint="accumulate is a floating point dtype of torch to compute in: accumulate=torch.float32",
         )
-    if options["backend"] not in ("auto", "torch"):
-        raise OptionError(
-            f"backend={shown(options['backend'])}", hint='the back ends of this version are "auto" and "torch"'
-        )
+    if options["backend"] not in BACKENDS:
+        raise OptionError(f"backend={shown(options['backend'])}", hint='the back ends are "auto", "torch" and "triton"')
 
 
 def _search(optimize: Any) -> Any:

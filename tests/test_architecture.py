@@ -38,6 +38,7 @@ CALLS = (
     "calibration",
     "tuning",
     "measuring",
+    "aiming",
     "drafting",
     "pipeline",
 )

@@ -70,7 +70,10 @@ def hindrance(*tensors: torch.Tensor) -> str | None:
 
 
 def refusal(name: str, *arguments: Any) -> str | None:
-    """Why a kernel does not take these arguments, in a clause; None if it does. Stand-ins for tensors will do."""
+    """Why a kernel does not take these arguments of its `reference`, in a clause; None if it does.
+
+    Tensors have a shape, strides, a dtype and a device; nothing else of them is looked at.
+    """
     if name in _failed:
         return "this GPU could not build it"
     reason: str | None = load(name).refusal(*arguments)

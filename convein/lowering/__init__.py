@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 
 from convein.lowering import axis
+from convein.lowering.draft import Draft, cheapest, draft, fused_drafts, rank
 from convein.lowering.join import join, ways
 from convein.lowering.program import Program, Statement
 from convein.lowering.simplify import inline, renumber
@@ -17,18 +17,6 @@ from convein.network import Network
 from convein.planner.plan import Plan
 
 __all__ = ["Program", "Statement", "Target", "lower"]
-
-# How many layouts of one partial result are pursued.
-LAYOUTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """One way to a partial result: the statements so far, and what they are expected to take."""
-
-    value: Value
-    statements: tuple[Statement, ...]
-    price: float
 
 
 def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) -> Program:
@@ -50,13 +38,14 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
     if network.is_zero:
         result = _zeros(opening, network, parameters, sizes)
         return Program(plan, parameters, tuple(opening.statements), (result.name,))
-    drafts: list[list[_Draft]] = []
+    drafts: list[list[Draft]] = []
     for position in range(len(network.operands)):
         writer = Writer(target, names, network.output)
         order = orders[position] if position < len(orders) else ()
         value = _load(writer, plan, position, sizes, order)
-        drafts.append([_draft(writer, value)])
-    for step in plan.steps:
+        drafts.append([draft(writer, value)])
+    notes = [target.absence] if target.absence else []
+    for place, step in enumerate(plan.steps):
         correlations = network.join(step.left_set, step.right_set)
         kept = frozenset(network.modes(step.left_set | step.right_set))
         found = []
@@ -65,29 +54,21 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
                 for way in ways(left.value, right.value, correlations, kept, target):
                     writer = Writer(target, names, network.output)
                     value = join(writer, left.value, right.value, correlations, kept, way)
-                    found.append(_draft(writer, value, left, right))
-        drafts.append(_cheapest(found))
+                    found.append(draft(writer, value, left, right))
+        if target.refusal is not None:
+            least = min(one.price for one in found)
+            fused, why = fused_drafts(plan, place, drafts, lambda: Writer(target, names, network.output), least)
+            found, notes = [*found, *fused], [*notes, *why]
+        drafts.append(cheapest(found, target))
     finished = []
-    for draft in drafts[-1]:
+    for last in drafts[-1]:
         writer = Writer(target, names, network.output)
-        axes = tuple(tuple(mode for mode in axis if mode in draft.value.sizes) for axis in network.output_axes)
-        finished.append(_draft(writer, writer.arrange(draft.value, axes), draft))
-    best = min(finished, key=lambda draft: draft.price)
-    program = Program(plan, parameters, (*opening.statements, *best.statements), (best.value.name,))
+        axes = tuple(tuple(mode for mode in axis if mode in last.value.sizes) for axis in network.output_axes)
+        finished.append(draft(writer, writer.arrange(last.value, axes), last))
+    best = min(finished, key=lambda one: rank(one, target))
+    statements = (*opening.statements, *best.statements)
+    program = Program(plan, parameters, statements, (best.value.name,), fused=best.fused, notes=tuple(notes))
     return renumber(inline(program))
-
-
-def _draft(writer: Writer, value: Value, *before: _Draft) -> _Draft:
-    statements = tuple(s for draft in before for s in draft.statements) + tuple(writer.statements)
-    return _Draft(value, statements, sum(d.price for d in before) + sum(s.price for s in writer.statements))
-
-
-def _cheapest(drafts: list[_Draft]) -> list[_Draft]:
-    """The cheapest draft of each layout, the cheapest layouts first."""
-    best: dict[tuple[str, ...], _Draft] = {}
-    for draft in sorted(drafts, key=lambda draft: draft.price):
-        best.setdefault(draft.value.modes, draft)
-    return list(best.values())[:LAYOUTS]
 
 
 def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:

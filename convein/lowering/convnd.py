@@ -143,7 +143,7 @@ def _price(
     kernel = [by_mode[axis[0]].kernel if axis and axis[0] in by_mode else 1 for axis in roles.spatial]
     ignored = number(roles.spatial[-1]) if len(roles.spatial) == MAX_SPATIAL else 1
     few = groups == number(roles.batch) == 1 and writer.target.count(x) // ignored <= FEW_ENTRIES
-    if few and min([1, *kernel][-2:]) <= SMALL_KERNEL:
+    if writer.target.device == "cpu" and few and min([1, *kernel][-2:]) <= SMALL_KERNEL:
         return writer.price.small_convolution(x, w, made, summed, prod(kernel), len(kernel), last=last)
     if len(roles.spatial) == MAX_SPATIAL:
         # Calls along three axes work on rows of the last one.

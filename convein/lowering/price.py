@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,13 @@ import torch
 from convein.lowering.target import Target
 from convein.lowering.values import Value
 from convein.planner import rates
+from convein.planner.accelerators import accelerator
+from convein.planner.rates import Rate
 
+# A strip of an image goes through the first pointwise convolution with the pixels around it: so many times its own.
+HALO = 1.7
+# A product outside of the matrix units takes as long as so many inside.
+VECTOR = 6
 # Vector units work on blocks of channels: fewer than this cost as much.
 BLOCK = 16
 
@@ -29,7 +35,7 @@ class Pricer:
 
     def transposed(self, value: Value) -> float:
         """The same where two groups of axes change places, by the call that is made for it."""
-        if not (self.target.chooses_layouts and self.target.dtype is torch.float32):
+        if not (self.target.device == "cpu" and self.target.dtype is torch.float32):
             return math.inf
         return self._time(rates.TRANSPOSED, 0, 2 * self._bytes(value), 1 if value.grad else 0)
 
@@ -84,6 +90,45 @@ class Pricer:
         price = self._time(rates.MATRIX, 2 * made * summed * taps, columns + self._bytes(w), x.grad + w.grad)
         moved = self._bytes(x) + self._bytes(w) + made * itemsize
         return price + (self._time(rates.COPY, 0, 2 * moved, x.grad + w.grad) if last else 0.0)
+
+    def pointwise_depthwise(
+        self, x: Value, a: Value | None, d: Value, c: Value | None, pixels: int, *, dense: bool
+    ) -> float:
+        """The kernel with `pixels` pixels in its result; the gradient of x is a kernel of the same kind, and those of
+        the factors come from that of the one dense filter that they make.
+        """
+        entries = [0 if value is None else self.target.count(value) for value in (a, d, c)]
+        made = self._size(d, 0) if c is None else self._size(c, 0)
+        moved = self._bytes(x) + pixels * made * self.target.dtype.itemsize
+        products = HALO * entries[0] + (1 if dense else VECTOR) * entries[1] + entries[2]
+        found = (2 if x.grad else 1) * self._fused.time(2 * pixels * products, moved)
+        if any(value is not None and value.grad for value in (a, d, c)):
+            taps = self._size(d, -2) * self._size(d, -1)
+            flops = 2 * pixels * self._size(x, -1) * made * taps
+            found += self.target.rates.backward[rates.DENSE_LAST].time(flops, moved)
+        return found
+
+    def depthwise_pointwise(self, x: Value, d: Value, c: Value, pixels: int) -> float:
+        """The kernel with `pixels` pixels in its result; its gradients are products as large, of as many bytes."""
+        moved = self._bytes(x) + pixels * self._size(c, 0) * self.target.dtype.itemsize
+        flops = 2 * pixels * (VECTOR * self.target.count(d) + self.target.count(c))
+        return (1 + x.grad + (d.grad or c.grad)) * self._fused.time(flops, moved)
+
+    def product_reduce(self, tensors: Sequence[Value], gone: Iterable[str]) -> float:
+        """The kernel, and as much again for the gradient of each tensor."""
+        made = self.target.count(tensors[0])
+        left = made // math.prod(self.target.number(mode, tensors[0].sizes[mode]) for mode in gone)
+        moved = sum(map(self._bytes, tensors)) + left * self.target.dtype.itemsize
+        return (1 + sum(x.grad for x in tensors)) * self._fused.time(VECTOR * made * len(tensors), moved)
+
+    @property
+    def _fused(self) -> Rate:
+        """The rate of our own kernels. On a CPU triton interprets them, and nobody asks how long that takes."""
+        return self.target.rates.forward.get(rates.FUSED) or accelerator(self.target.dtype).forward[rates.FUSED]
+
+    def _size(self, value: Value, axis: int) -> int:
+        """The size of one axis."""
+        return math.prod(self.target.number(mode, value.sizes[mode]) for mode in value.axes[axis])
 
     def _bytes(self, value: Value) -> int:
         return self.target.count(value) * self.target.dtype.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,11 @@ from convein.planner.plan import Plan
 HEADER = "import torch\nimport torch.nn.functional as F\n"
 # The calls of our own that a statement may have.
 OPS = ("linear", "pointwise", "transposed")
+KERNELS = "from convein.execution.kernels import call as kernel\n"
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
+
+
+_KERNEL = re.compile(r'kernel\("(\w+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Program:
         loops: over chunks, the outermost first; the statements then are those of one chunk.
         recomputes: whether each chunk is computed again in the backward pass.
         narrow: the dtype that sums over chunks are converted to; "" where they stay as they are.
+        fused: how many steps of the plan are done by fused kernels.
+        notes: why kernels do not do others.
     """
 
     plan: Plan
@@ -79,6 +86,8 @@ class Program:
     loops: tuple[Loop, ...] = ()
     recomputes: bool = False
     narrow: str = ""
+    fused: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def price(self) -> float:
@@ -87,6 +96,11 @@ class Program:
         With loops it is that of one chunk.
         """
         return sum(statement.price for statement in self.statements)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The names of the fused kernels that are called, in order."""
+        return tuple(name for s in self.statements for name in _KERNEL.findall(s.expression))
 
     @property
     def source(self) -> str:
@@ -101,6 +115,7 @@ class Program:
         own = ", ".join(name for name in OPS if f"{name}(" in text)
         header = HEADER + (CHECKPOINT if "checkpoint(" in text else "")
         imports = "from convein.execution.chunks import chunks\n" if "chunks(" in text else ""
+        imports += KERNELS if 'kernel("' in text else ""
         imports += f"from convein.execution.ops import {own}\n" if own else ""
         header += f"\n{imports}" if imports else ""
         return f"{header}\n\n{text}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -22,6 +22,9 @@ class Target:
         rates: what the machine does per second.
         knows_memory: whether operands will always lie in memory as they do now, or may come in another order of axes.
         narrow: the dtype of operands and result, where the calls have a wider one.
+        refusal: says of a fused kernel and its arguments why it does not take them, or None; None where there are no
+            kernels, and `absence` says why.
+        forced: whether kernels are taken where they can, and not where they are expected to be faster.
     """
 
     dtype: torch.dtype = torch.float32
@@ -30,11 +33,15 @@ class Target:
     rates: Rates = SHIPPED
     knows_memory: bool = True
     narrow: torch.dtype | None = None
+    refusal: Callable[..., str | None] | None = None
+    absence: str = ""
+    forced: bool = False
 
     @property
     def chooses_layouts(self) -> bool:
-        """Whether convolutions are faster where channels are neighbours in memory: oneDNN's, on a CPU."""
-        return self.device == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
+        """Whether convolutions are faster where channels are neighbours in memory: oneDNN's, and matrix units'."""
+        known = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+        return self.dtype in known.get(self.device, ())
 
     @property
     def is_inexact(self) -> bool:

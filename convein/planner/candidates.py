@@ -53,13 +53,33 @@ def candidates(
         trees.setdefault(_tree(order, len(problem.values)), (order, optimizer))
     priced: Priced = {}
     ranked = sorted(trees.values(), key=lambda pair: score(problem, pair[0], objectives, priced))
+    return tuple(_plan(problem, pair, (name, objectives, rates), (needs_grad, constants)) for pair in ranked[:count])
+
+
+def ordered(
+    network: Network,
+    orders: Iterable[Order],
+    optimizer: str,
+    *,
+    cost: Any = "auto",
+    needs_grad: int = 0,
+    constants: int = 0,
+    rates: Rates | None = None,
+) -> tuple[Plan, ...]:
+    """The plans of given orders; arguments as for `candidates`, and `optimizer` is where they come from."""
+    name, objectives = choose_cost(cost, needs_grad, rates)
+    problem = frame(network, [partial(network, 1 << j) for j in range(len(network.operands))], needs_grad, constants)
+    return tuple(_plan(problem, (one, optimizer), (name, objectives, rates), (needs_grad, constants)) for one in orders)
+
+
+def _plan(
+    problem: Frame, found: Found, cost: tuple[str, Sequence[Objective], Rates | None], operands: tuple[int, int]
+) -> Plan:
+    (order, optimizer), (name, objectives, rates) = found, cost
+    steps = steps_of(problem.network, order, *operands)
+    total = score(problem, order, objectives)[0]
     table = rates.name if rates is not None and name == "time" else ""
-    plans = []
-    for order, optimizer in ranked[:count]:
-        steps = steps_of(network, order, needs_grad, constants)
-        total = score(problem, order, objectives, priced)[0]
-        plans.append(Plan(network, steps, optimizer, name, total, needs_grad, constants, rates=table))
-    return tuple(plans)
+    return Plan(problem.network, steps, optimizer, name, total, *operands, rates=table)
 
 
 def _by_searches(

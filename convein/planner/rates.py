@@ -19,19 +19,27 @@ DEPTHWISE_LAST = "depthwise, last"
 ELEMENTWISE = "elementwise"
 COPY = "copy"
 TRANSPOSED = "transposed copy"
+FUSED = "fused kernel"
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One class: `overhead` in microseconds a call, `flops` in GFLOP/s, `bandwidth` in GB/s."""
+    """One class: `overhead` in microseconds a call, `flops` in GFLOP/s, `bandwidth` in GB/s.
+
+    `overlaps` says whether numbers are moved while others are computed with, so that the longer of both counts.
+    """
 
     overhead: float
     flops: float
     bandwidth: float
+    overlaps: bool = False
 
     def time(self, flops: float, moved: float) -> float:
-        """Microseconds of a call that does `flops` operations and moves `moved` bytes."""
-        return self.overhead + flops / (1e3 * self.flops) + moved / (1e3 * self.bandwidth)
+        """Microseconds of a call that does `flops` operations and moves `moved` bytes: numbers, or arrays of them."""
+        computing, moving = flops / (1e3 * self.flops), moved / (1e3 * self.bandwidth)
+        # Half of sum and difference is the larger one, of arrays too.
+        both = (computing + moving + abs(computing - moving)) / 2 if self.overlaps else computing + moving
+        return self.overhead + both
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +49,13 @@ class Rates:
     Attributes:
         name: what was measured, printed with every plan.
         forward, backward: class -> rate.
+        itemsize: bytes of a number.
     """
 
     name: str
     forward: Mapping[str, Rate] = field(hash=False)
     backward: Mapping[str, Rate] = field(hash=False)
+    itemsize: int = 4
 
 
 # An AMD EPYC of 2025 (Zen 5), one thread, float32, torch 2.13: the table where nothing was measured.

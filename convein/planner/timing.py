@@ -21,20 +21,19 @@ from convein.planner.rates import Rates
 BLOCK = 16
 
 
-def step_time(table: Rates, pairs: Any, itemsize: int = 4) -> Any:
+def step_time(table: Rates, pairs: Any) -> Any:
     """Microseconds of steps, forward and with the backward products that are needed.
 
     Args:
         table: what the machine does per second.
         pairs: the steps, as `costs.Pairs` has them.
-        itemsize: bytes of one entry.
     """
     macs = np.maximum(np.asarray(pairs.macs, float), 1.0)
     made, taps = np.maximum(pairs.elements, 1.0), np.maximum(pairs.taps, 1.0)
     convolved = np.asarray(pairs.taps) > 0
     large = np.maximum(np.maximum(pairs.left, pairs.right), 1.0)
     small = np.maximum(np.minimum(pairs.left, pairs.right), 1.0)
-    moved = itemsize * (large + small + made)
+    moved = table.itemsize * (large + small + made)
     gradients = np.asarray(pairs.left_grad, float) + np.asarray(pairs.right_grad, float)
     summed = np.maximum(macs / made / taps, 1.0)
     # The smaller side is G*K*N*taps.
