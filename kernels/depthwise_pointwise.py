@@ -30,6 +30,8 @@ Pair = tuple[int, int]
 BALANCE = 184
 # The most outputs of one program, and multiprocessors of a GPU.
 WIDEST, PROCESSORS = 512, 132
+# Pixels that a program could convolve while it loads a block of c, by their instructions.
+LOADING = 24
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -145,7 +147,7 @@ def configurations(pixels: int, outputs: int) -> tuple[Tile, ...]:
 
     def busiest(tile: Tile) -> int:
         programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(outputs, tile.outputs)
-        return int(triton.cdiv(programs, PROCESSORS)) * tile.pixels
+        return int(triton.cdiv(programs, PROCESSORS)) * (tile.pixels + LOADING)
 
     return tuple(sorted((Tile(rows, wide, 32, warps) for rows, wide, warps in tiles), key=busiest))
 

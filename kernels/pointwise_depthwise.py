@@ -7,20 +7,24 @@ ever shifted. The pixels around a strip are computed by its neighbours too.
 
 The gradient of x is the same kernel with the same factors in reverse. Those of the factors come from the gradient of
 the one dense kernel that they make: one call of torch, and x is all that is kept.
+
+There is no stride: a network has few such layers, and of these the first convolution, which goes through all pixels,
+is most of the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators, padding
+from convein.kernels import operators, padding, strips, tuning
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
+from convein.kernels.strips import Channels, Tile
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
@@ -33,8 +37,9 @@ Pair = tuple[int, int]
 
 
 def reference(
-    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair
-) -> Tensor:
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair,
+    circular: bool = False,
+) -> Tensor:  # fmt: skip
     """What the kernel computes, (batch, t, *size): pixel o of the output reads from o - low on.
 
     Args:
@@ -45,8 +50,9 @@ def reference(
         low: zeros before the first row and column; a negative number leaves out as many.
         size: rows and columns of the output, what is missing behind the last ones is zero too.
         dilation: of d.
+        circular: whether the image goes on with itself on all sides instead of with zeros.
     """
-    x = F.pad(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation))
+    x = padding.around(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation), circular=circular)
     if a is not None:
         x = F.conv2d(x, a[:, :, None, None])
     weight, groups = (d[:, None], d.shape[0]) if d.ndim == 3 else (d, 1)
@@ -65,20 +71,23 @@ def composed(a: Tensor | None, d: Tensor, c: Tensor | None) -> Tensor:
 
 
 def pointwise_depthwise(
-    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, *, low: Pair = (0, 0), size: Pair, dilation: Pair = (1, 1)
-) -> Tensor:
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, *, low: Pair = (0, 0), size: Pair,
+    dilation: Pair = (1, 1), circular: bool = False,
+) -> Tensor:  # fmt: skip
     """`reference` by one kernel, channels last, with gradients of any order.
 
     Raises:
         ValueError: `refusal` says why.
     """
-    operators.demand(refusal(x, a, d, c, low, size, dilation))
-    result: Tensor = torch.ops.convein.pointwise_depthwise(x, a, d, c, low, size, dilation)
+    arguments = x, a, d, c, low, size, dilation, circular
+    operators.demand(refusal(*arguments))
+    result: Tensor = torch.ops.convein.pointwise_depthwise(*arguments)
     return result
 
 
 def refusal(
-    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair  # noqa: ARG001
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair,  # noqa: ARG001
+    circular: bool = False,
 ) -> str | None:  # fmt: skip
     """Why the kernel does not take these, in a clause; None if it does."""
     if a is None and c is None:
@@ -103,25 +112,35 @@ def refusal(
         return "a GPU has no fast products of float64"
     if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
         return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
-    if _tile((s, r, q, t), padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, d.dtype) is None:
+    if circular and not prod(x.shape[2:]):
+        return "an image without pixels does not go on"
+    if not _configurations(x, d, c, size, dilation):
         return f"a row of {d.shape[-1]} taps with dilation {dilation[1]} does not fit into registers"
     reason: str | None = operators.refusal(*tensors)
     return reason
 
 
-def _channels(x: Tensor, d: Tensor, c: Tensor | None) -> tuple[int, int, int, int]:
+def _channels(x: Tensor, d: Tensor, c: Tensor | None) -> Channels:
     r, q = d.shape[-3], d.shape[0]
     return x.shape[1], r, q, q if c is None else c.shape[0]
 
 
+def _configurations(
+    x: Tensor, d: Tensor, c: Tensor | None, size: Sequence[int], dilation: Pair
+) -> tuple[Tile, ...]:  # fmt: skip
+    reach = padding.reach(d.shape[-2:], dilation)
+    result: tuple[Tile, ...] = strips.configurations(_channels(x, d, c), reach, d.ndim == 4, d.dtype, x.shape[0], size)
+    return result
+
+
 @triton.jit
 def _kernel(  # noqa: C901 - one nest of loops, most of them unrolled
-    x, a, d, c, y, strips, high, wide, rows, columns, tiles_down, tiles_across, low_h, low_w,
+    x, a, d, c, y, lanes, high, wide, rows, columns, tiles_down, tiles_across, low_h, low_w,
     xn, xs, xh, xw, ar, as_, dq, dr, da, db, ct, cq,
     S: tl.constexpr, R: tl.constexpr, Q: tl.constexpr, T: tl.constexpr,
     SP: tl.constexpr, RP: tl.constexpr, QP: tl.constexpr, TP: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    FIRST: tl.constexpr, DENSE: tl.constexpr, LAST: tl.constexpr,
+    FIRST: tl.constexpr, DENSE: tl.constexpr, LAST: tl.constexpr, CIRCULAR: tl.constexpr,
     LANES: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     TYPE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +164,12 @@ def _kernel(  # noqa: C901 - one nest of loops, most of them unrolled
         column = left + j - low_w
         for i in tl.static_range(TH + (KH - 1) * DH):
             row = top + i - low_h
-            real = (lane < strips) & (row >= 0) & (row < high) & (column >= 0) & (column < wide)
+            real = lane < lanes
+            if CIRCULAR:
+                # A remainder has the sign of what is divided.
+                row, column = (row % high + high) % high, (column % wide + wide) % wide
+            else:
+                real = real & (row >= 0) & (row < high) & (column >= 0) & (column < wide)
             at = image + row * xh + column * xw
             h = tl.load(at[:, None] + s[None] * xs, mask=real[:, None] & (s[None] < S), other=0)
             if FIRST:
@@ -180,7 +204,7 @@ def _kernel(  # noqa: C901 - one nest of loops, most of them unrolled
                 value = ring[o * SPAN]  # type: ignore[var-annotated]
                 if LAST:
                     value = tl.dot(value.to(FACTOR), last, input_precision=PRECISION, out_dtype=TYPE)
-                real = (lane < strips) & (top + o < rows) & (out < columns)
+                real = (lane < lanes) & (top + o < rows) & (out < columns)
                 at = result + ((top + o) * columns + out) * T
                 tl.store(at[:, None] + t[None], value.to(y.dtype.element_ty), mask=real[:, None] & (t[None] < T))
         moved = ()
@@ -189,53 +213,16 @@ def _kernel(  # noqa: C901 - one nest of loops, most of them unrolled
         ring = moved
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """Of one program: so many strips, rows and columns of each; warps, and columns of the input on their way."""
-
-    lanes: int
-    high: int
-    wide: int
-    warps: int
-    stages: int = 1
-
-
-def _tile(channels: tuple[int, int, int, int], span: int, dense: bool, dtype: torch.dtype) -> _Tile | None:
-    """The tile whose ring fits into registers beside everything else, as compiling has shown; None if none does.
-
-    Args:
-        channels: s, r, q, t.
-        span: columns of the output that one column of the input reaches.
-        dense: whether d is.
-        dtype: of the factors.
-    """
-    if INTERPRETED:
-        return _Tile(16, 2, 3, 4)
-    inner, full = _padded(max(channels[1:3])), dtype is torch.float32
-    if dense and inner <= 32 and not full:
-        lanes, warps, ring = 64, 4, 96 if max(channels) <= 64 else 48
-    else:
-        lanes, warps, ring = 16, 4 if inner <= 32 else 8, 24 if dense or full else 48
-    # A thread keeps so many numbers of the ring.
-    high = min(4, ring * 32 * warps // (span * lanes * inner))
-    return _Tile(lanes, high, 14, warps, 1 if dense or full else 2) if high else None
-
-
-def _padded(channels: int) -> int:
-    """The next power of two that the matrix units take."""
-    return max(16, int(triton.next_power_of_2(channels)))
-
-
 def _constants(
-    channels: tuple[int, int, int, int], d: Sequence[int], dilation: Pair, first: bool, last: bool, dtype: torch.dtype,
-    tile: _Tile,
+    channels: Channels, d: Sequence[int], dilation: Pair, circular: bool, first: bool, last: bool, dtype: torch.dtype,
+    tile: Tile,
 ) -> dict[str, Any]:  # fmt: skip
     """The compile-time arguments."""
     names = ("S", "R", "Q", "T")
     constants = dict(zip(names, channels, strict=True))
-    constants |= {f"{name}P": _padded(count) for name, count in zip(names, channels, strict=True)}
+    constants |= {f"{name}P": strips.padded(count) for name, count in zip(names, channels, strict=True)}
     constants |= {"KH": d[-2], "KW": d[-1], "DH": dilation[0], "DW": dilation[1]}
-    constants |= {"FIRST": first, "DENSE": len(d) == 4, "LAST": last}
+    constants |= {"FIRST": first, "DENSE": len(d) == 4, "LAST": last, "CIRCULAR": circular}
     constants |= {"LANES": tile.lanes, "TH": tile.high, "TW": tile.wide}
     TYPE = tl.float64 if dtype is torch.float64 else tl.float32
     # The interpreter cannot compute with bfloat16, only load and store it.
@@ -244,41 +231,43 @@ def _constants(
 
 
 def _allocate(
-    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair  # noqa: ARG001
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair,  # noqa: ARG001
+    circular: bool = False,  # noqa: ARG001
 ) -> Tensor:  # fmt: skip
     memory: Tensor = operators.empty((x.shape[0], *size, _channels(x, d, c)[3]), x.dtype, x.device)
     return memory.movedim(-1, 1)
 
 
 def _launch(
-    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair
-) -> Tensor:
+    x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int], size: Sequence[int], dilation: Pair,
+    circular: bool = False,
+) -> Tensor:  # fmt: skip
     y = _allocate(x, a, d, c, low, size, dilation)
     if not y.numel():
         return y
     channels = _channels(x, d, c)
-    tile = _tile(channels, padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, x.dtype)
-    assert tile is not None
+    key = (str(x.dtype), *map(triton.next_power_of_2, (*channels, *d.shape[-2:], x.shape[0], *size)), *dilation, d.ndim)
+    tile = tuning.chosen("pointwise_depthwise", key, _configurations(x, d, c, size, dilation)).fitted(size)
     down, across = (triton.cdiv(n, m) for n, m in zip(size, (tile.high, tile.wide), strict=True))
-    strips = x.shape[0] * down * across
+    lanes = x.shape[0] * down * across
     dq, dr, da, db = d.stride() if d.ndim == 4 else (d.stride(0), 0, *d.stride()[1:])
     strides = [*x.stride(), *(a.stride() if a is not None else (0, 0)), dq, dr, da, db]
-    _kernel[(triton.cdiv(strips, tile.lanes),)](
-        x, x if a is None else a, d, x if c is None else c, y, strips, *x.shape[2:], *size, down, across, *low,
+    _kernel[(triton.cdiv(lanes, tile.lanes),)](
+        x, x if a is None else a, d, x if c is None else c, y, lanes, *x.shape[2:], *size, down, across, *low,
         *strides, *(c.stride() if c is not None else (0, 0)),
-        **_constants(channels, d.shape, dilation, a is not None, c is not None, x.dtype, tile),
+        **_constants(channels, d.shape, dilation, circular, a is not None, c is not None, x.dtype, tile),
         **_options(tile),
     )  # fmt: skip
     return y
 
 
-def _options(tile: _Tile) -> dict[str, Any]:
+def _options(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def _pull(
     needs: Sequence[bool], x: Tensor, a: Tensor | None, d: Tensor, c: Tensor | None, low: Sequence[int],
-    size: Sequence[int], dilation: Pair, gradient: Tensor,
+    size: Sequence[int], dilation: Pair, circular: bool, gradient: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of x, a, d, c."""
     to_x = None
@@ -286,13 +275,14 @@ def _pull(
         turned = d.flip(-2, -1)
         before = [reach - lo for reach, lo in zip(padding.reach(d.shape[-2:], dilation), low, strict=True)]
         to_x = torch.ops.convein.pointwise_depthwise(
-            gradient, None if c is None else c.t(), turned.transpose(0, 1) if d.ndim == 4 else turned,
-            None if a is None else a.t(), before, x.shape[2:], dilation,
+            padding.folded(gradient, x.shape[2:]) if circular else gradient,
+            None if c is None else c.t(), turned.transpose(0, 1) if d.ndim == 4 else turned,
+            None if a is None else a.t(), before, x.shape[2:], dilation, circular,
         )  # fmt: skip
     if not any(needs[1:4]):
-        return (to_x, *[None] * 6)
+        return (to_x, *[None] * 7)
     shape = (gradient.shape[1], x.shape[1], *d.shape[-2:])
-    image = F.pad(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation))
+    image = padding.around(x, padding.sides(x.shape[2:], d.shape[-2:], low, size, dilation), circular=circular)
     dense = conv2d_weight(image, shape, gradient, dilation=dilation)
     given = [m for m in (a, d, c) if m is not None]
 
@@ -301,41 +291,46 @@ def _pull(
         return composed(*[None if m is None else left.pop(0) for m in (a, d, c)])  # type: ignore[arg-type]
 
     to_factors = iter(torch.func.vjp(of, *given)[1](dense))
-    return (to_x, *[None if m is None else next(to_factors) for m in (a, d, c)], None, None, None)
+    return (to_x, *[None if m is None else next(to_factors) for m in (a, d, c)], *[None] * 4)
 
 
 operators.register(
-    "pointwise_depthwise(Tensor x, Tensor? a, Tensor d, Tensor? c, SymInt[] low, SymInt[] size, int[] dilation)"
-    " -> Tensor",
+    "pointwise_depthwise(Tensor x, Tensor? a, Tensor d, Tensor? c, SymInt[] low, SymInt[] size, int[] dilation,"
+    " bool circular=False) -> Tensor",
     _launch,
     _allocate,
 )
 operators.differentiate("pointwise_depthwise", _pull)
 
 
-# The largest layers of each tile that the kernel is made for: channels, filter size, whether d is dense, type.
+# The largest layers of each tile that the kernel is made for: channels, filter size, whether d is dense and the image
+# circular, type.
 LARGEST = [
-    ((64, 16, 16, 64), 3, False, torch.bfloat16),
-    ((128, 64, 64, 128), 3, False, torch.bfloat16),
-    ((128, 128, 128, 128), 3, False, torch.bfloat16),
-    ((128, 64, 64, 128), 3, False, torch.float16),
-    ((64, 64, 64, 64), 5, False, torch.bfloat16),
-    ((128, 128, 128, 128), 3, False, torch.float32),
-    ((64, 32, 32, 64), 3, True, torch.bfloat16),
-    ((128, 32, 32, 128), 3, True, torch.float16),
-    ((128, 64, 64, 128), 3, True, torch.bfloat16),
-    ((128, 32, 32, 128), 3, True, torch.float32),
+    ((64, 16, 16, 64), 3, False, False, torch.bfloat16),
+    ((128, 64, 64, 128), 3, False, False, torch.float16),
+    ((128, 128, 128, 128), 3, False, True, torch.bfloat16),
+    ((64, 64, 64, 64), 5, False, False, torch.bfloat16),
+    ((128, 128, 128, 128), 3, False, False, torch.float32),
+    ((64, 32, 32, 64), 3, True, True, torch.bfloat16),
+    ((128, 32, 32, 128), 3, True, False, torch.float16),
+    ((128, 64, 64, 128), 3, True, False, torch.bfloat16),
+    ((128, 32, 32, 128), 3, True, False, torch.float32),
 ]
 
 
 def builds() -> Iterator[Build]:
-    """What the launcher asks triton for on a GPU, for the layers above, channels last."""
-    for channels, k, dense, dtype in LARGEST:
-        tile = _tile(channels, k, dense, dtype)
-        assert tile is not None
-        d = (*channels[2:0:-1], k, k) if dense else (channels[1], k, k)
-        constants = _constants(channels, d, (1, 1), True, True, dtype, tile) | {"xs": 1, "as_": 1, "cq": 1, "db": 1}
-        names = [name for name in _kernel.arg_names if name not in constants]
-        kind = f"*{FLOATS[dtype].name}"
-        types = {name: kind if name in "xadcy" else "i32" for name in names}
-        yield Build(_kernel, types, constants, _options(tile), matrix=True)
+    """What the launcher asks triton for on a GPU, for the layers above, channels last.
+
+    Each tile in one width: that is only the number of rounds of a loop.
+    """
+    for channels, k, dense, circular, dtype in LARGEST:
+        for tile in strips.configurations(channels, (k - 1, k - 1), dense, dtype, 128, (56, 56)):
+            if tile.wide != strips.WIDTHS[0]:
+                continue
+            d = (*channels[2:0:-1], k, k) if dense else (channels[1], k, k)
+            constants = _constants(channels, d, (1, 1), circular, True, True, dtype, tile)
+            constants |= {"xs": 1, "as_": 1, "cq": 1, "db": 1}
+            names = [name for name in _kernel.arg_names if name not in constants]
+            kind = f"*{FLOATS[dtype].name}"
+            types = {name: kind if name in "xadcy" else "i32" for name in names}
+            yield Build(_kernel, types, constants, _options(tile), matrix=True)

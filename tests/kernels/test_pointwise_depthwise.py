@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ class Case:
     first: bool = True
     dense: bool = False
     last: bool = True
+    circular: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"low": self.low, "size": self.size, "dilation": self.dilation, "circular": self.circular}
 
     def operands(self, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
         s, r, q, t = self.channels
@@ -57,6 +63,19 @@ CASES = {
     "one tap": Case(filter=(1, 1), low=(0, 0)),
     "a corner is cropped": Case(low=(-1, -2), size=(4, 3)),
     "more padding than the filter reaches": Case(low=(4, 3), size=(12, 10)),
+    "circular": Case(circular=True),
+    "circular, dense, dilated": Case(
+        channels=(3, 4, 2, 3),
+        filter=(3, 2),
+        dilation=(2, 3),
+        low=(2, 1),
+        dense=True,
+        image=(1, 6, 7),
+        size=(6, 7),
+        circular=True,
+    ),
+    "circular, several times around": Case(image=(1, 3, 4), low=(7, 1), size=(8, 6), circular=True),
+    "circular, cropped": Case(low=(-2, 1), size=(3, 5), circular=True),
 }
 
 
@@ -65,10 +84,9 @@ def guarded(operands, guards) -> list[Tensor | None]:
 
 
 def compare(case: Case, operands: list[Tensor | None], tolerance: float) -> None:
-    options = (case.low, case.size, case.dilation)
     exact = [None if x is None else x.detach().double().requires_grad_() for x in operands]
-    y = kernel.pointwise_depthwise(*operands, low=case.low, size=case.size, dilation=case.dilation)
-    expected = kernel.reference(*exact, *options)
+    y = kernel.pointwise_depthwise(*operands, **case.options)
+    expected = kernel.reference(*exact, *case.options.values())
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.device, y.dtype)
     given = [x for x in operands if x is not None]
@@ -101,6 +119,14 @@ def test_tensors_may_lie_in_any_way(device, guards) -> None:
         compare(case, [guards.around(m.detach().requires_grad_()) for m in lying], ROUNDING[torch.float32])
 
 
+def test_circular_images_go_on_with_themselves(device) -> None:
+    case = CASES["circular"]
+    x, a, d, c = (m.detach() for m in case.operands(torch.float64, device))
+    plain = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular")
+    expected = kernel.reference(plain, a, d, c, (0, 0), case.size, case.dilation)
+    torch.testing.assert_close(kernel.reference(x, a, d, c, *case.options.values()), expected)
+
+
 def test_what_needs_no_gradient_gets_none(device, guards) -> None:
     x, a, d, c = CASES["CP"].operands(torch.float32, device)
     y = kernel.pointwise_depthwise(x.detach(), a, d.detach(), c.detach(), low=(1, 1), size=(7, 9))
@@ -121,14 +147,15 @@ def test_the_result_is_channels_last_and_may_be_empty(device, guards) -> None:
 SMALL = [
     Case(channels=(2, 2, 2, 1), image=(1, 2, 2), filter=(2, 1), low=(1, 0), size=(2, 2)),
     Case(channels=(1, 2, 1, 2), image=(1, 2, 2), filter=(1, 2), low=(0, 0), size=(2, 1), dense=True),
+    Case(channels=(2, 2, 2, 1), image=(1, 2, 3), filter=(1, 2), low=(0, 1), size=(3, 2), circular=True),
 ]
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("case", SMALL, ids=["depthwise", "dense"])
+@pytest.mark.parametrize("case", SMALL, ids=["depthwise", "dense", "circular"])
 def test_derivatives_of_first_and_second_order(case, device) -> None:
     def layer(*operands: Tensor) -> Tensor:
-        return kernel.pointwise_depthwise(*operands, low=case.low, size=case.size, dilation=case.dilation)
+        return kernel.pointwise_depthwise(*operands, **case.options)
 
     operands = case.operands(torch.float64, device)
     assert torch.autograd.gradcheck(layer, operands, fast_mode=True)
@@ -171,3 +198,9 @@ def test_what_does_not_fit_is_refused(operands, reason, device) -> None:
     operands = [x if x is None or x.is_meta else x.to(device) for x in operands]
     with pytest.raises(ValueError, match=reason):
         kernel.pointwise_depthwise(*operands, low=(1, 1), size=(3, 3))
+
+
+def test_no_image_goes_on_without_pixels(device) -> None:
+    operands = [m.to(device) for m in (X[:, :, :0], A, D, C)]
+    with pytest.raises(ValueError, match="an image without pixels does not go on"):
+        kernel.pointwise_depthwise(*operands, low=(1, 1), size=(3, 3), circular=True)
