@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from convein.execution import kernels
+from convein.layers import ConvLSTMCell, bqn, explain
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta", torch.device("cpu")])
@@ -57,3 +59,25 @@ print("triton" in sys.modules)
 def test_layers_on_a_cpu_leave_triton_alone() -> None:
     run = subprocess.run([sys.executable, "-c", LAYERS], capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["False"], run.stdout + run.stderr
+
+
+def test_layers_beside_a_gpu_say_why_they_are_plain_calls() -> None:
+    network = nn.Sequential(bqn.Conv2d(8, 4, 3), bqn.Sign(), ConvLSTMCell(4, 2))
+    reason = "plain calls: the operands are on cpu, and the kernels run on cuda."
+    assert explain(network).splitlines() == [
+        f"0 (Conv2d): Sums of random signs are {reason}",
+        f"2 (ConvLSTMCell): The gates are {reason}",
+    ]
+    assert explain(nn.Linear(2, 3)) == "No module is one that a kernel could compute."
+
+
+@pytest.mark.parametrize("mode", ["analytic", "map"])
+def test_a_sequence_without_kernels_is_that_of_torch(mode: str) -> None:
+    layers = [bqn.Conv2d(1, 4, 3), bqn.Sign(), bqn.Conv2d(4, 3, 3, propagation="clt"), bqn.Sign(), bqn.Flatten()]
+    theirs, ours = (kind(*layers, bqn.SoftmaxHead()) for kind in (nn.Sequential, bqn.Sequential))
+    bqn.set_mode(theirs, mode)
+    x = torch.randn(2, 1, 6, 6)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    torch.testing.assert_close(torch.export.export(ours, (x,)).module()(x), ours(x))
+    assert bqn.Sequential()(x) is x

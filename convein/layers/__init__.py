@@ -6,6 +6,7 @@ from convein.layers.base import ConvEinsum
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from convein.layers.conv_tt_lstm import ConvLSTM, ConvLSTMCell, ConvTensorTrain, ConvTTLSTM, ConvTTLSTMCell
 from convein.layers.embedding import Embedding
+from convein.layers.explanation import explain
 from convein.layers.forms import FORMS
 from convein.layers.linear import Linear
 from convein.layers.pretrained import from_conv, from_linear, to_torch
@@ -34,6 +35,7 @@ __all__ = [
     "FramePredictor",
     "Linear",
     "autoregress",
+    "explain",
     "field_radius",
     "from_conv",
     "from_linear",

@@ -10,8 +10,11 @@ import torch
 import triton  # noqa: F401 - on a CPU, layers ask for kernels only where triton is there already
 from torch import Tensor, nn
 
+from convein.errors import ShapeError
 from convein.execution import kernels
-from convein.layers import ConvLSTMCell, ConvTTLSTM, ConvTTLSTMCell
+from convein.layers import ConvLSTMCell, ConvTTLSTM, ConvTTLSTMCell, bqn, explain
+
+ROUNDING = 1e-5
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_cells(make, used, device) -> None:
         h, after = cell(x, state)
         return h, *after
 
-    compare(cell, run, [x, *state], 1e-5)
+    compare(cell, run, [x, *state], ROUNDING)
     assert used == ["lstm_gates"]
 
 
@@ -84,7 +87,7 @@ def test_a_sequence_with_checkpoints(used, device) -> None:
         hidden, state = layer(frames)
         return hidden, *state
 
-    compare(layer, run, [frames], 1e-5)
+    compare(layer, run, [frames], ROUNDING)
     assert used == ["lstm_gates"] * 6  # three steps, computed once more in the backward pass
 
 
@@ -122,3 +125,108 @@ def test_under_autocast_the_gates_may_be_narrower_than_the_state(used, device) -
     with torch.autocast(device.type, torch.bfloat16):
         compare(cell, lambda: (cell(x)[0],), [], 2e-2)
     assert used == ["lstm_gates"]
+
+
+def draw(*shape: int, device: torch.device) -> Tensor:
+    return torch.rand(shape, device=device, requires_grad=True)
+
+
+# The layer, and the sizes of its input after the batch.
+SUMS = {
+    "linear": (lambda **given: bqn.Linear(40, 3, **given), (40,)),
+    "same": (lambda **given: bqn.Conv2d(5, 4, 3, padding="same", **given), (5, 4, 5)),
+    "valid without bias": (lambda **given: bqn.Conv2d(5, 4, 3, bias=False, **given), (5, 4, 5)),
+    "all options": (lambda **given: bqn.Conv2d(12, 3, (3, 2), (2, 3), (1, 2), (2, 1), **given), (12, 7, 6)),
+    "unequal sides": (lambda **given: bqn.Conv2d(12, 2, (2, 4), padding="same", **given), (12, 3, 5)),
+    "one dimension": (lambda **given: bqn.Conv1d(12, 3, 4, 2, 3, **given), (12, 7)),
+    "circular": (lambda **given: bqn.Conv2d(5, 4, 3, padding=1, padding_mode="circular", **given), (5, 4, 5)),
+    "circular line": (lambda **given: bqn.Conv1d(12, 3, 4, padding="same", padding_mode="circular", **given), (12, 7)),
+    "replicate": (lambda **given: bqn.Conv1d(20, 3, 2, 1, 1, 2, padding_mode="replicate", **given), (20, 6)),
+    "quaternary": (lambda **given: bqn.Conv2d(5, 4, 3, levels="quaternary", **given), (5, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("lead", [(2,), (), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize(("make", "sizes"), SUMS.values(), ids=SUMS.keys())
+def test_sums_of_signs(make, sizes, lead, used, device) -> None:
+    layer, minus = make(device=device), draw(*lead, *sizes, device=device)
+
+    def run() -> tuple[Tensor, ...]:
+        sums = layer(bqn.Discrete(minus))
+        return sums.mean, sums.var
+
+    compare(layer, run, [minus], ROUNDING)
+    assert used == ["dual_product"]
+
+
+@pytest.mark.parametrize(("make", "sizes"), SUMS.values(), ids=SUMS.keys())
+def test_signs_of_sums_of_signs(make, sizes, used, device) -> None:
+    network, minus = bqn.Sequential(make(device=device), bqn.Sign()), draw(2, *sizes, device=device)
+    compare(network, lambda: (network(bqn.Discrete(minus)).minus,), [minus], ROUNDING)
+    assert used == ["dual_signs"]
+
+
+PLAIN = {
+    "groups": (lambda: bqn.Conv2d(8, 4, 3, groups=2, propagation="clt"), (8, 4, 5), "there is no kernel for groups"),
+    "three dimensions": (lambda: bqn.Conv3d(2, 3, 3), (2, 3, 3, 4), "there is no kernel for three dimensions"),
+    "copies": (lambda: bqn.Conv2d(5, 2, 3, padding=1, padding_mode="reflect"), (5, 4, 5),
+               "an output reads one input several times"),
+    "few inputs": (lambda: bqn.Linear(4, 3), (4,), "their distribution is exact, by convolution"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "sizes", "reason"), PLAIN.values(), ids=PLAIN.keys())
+def test_sums_that_no_kernel_takes(make, sizes, reason, used, device) -> None:
+    layer, minus = make().to(device), draw(2, *sizes, device=device)
+    bqn.Sequential(layer, bqn.Sign())(bqn.Discrete(minus))
+    assert not used
+    assert layer.explain() == f"Sums of random signs are plain calls: {reason}."
+
+
+def test_a_network_says_what_computes_it(device) -> None:
+    network = nn.Sequential(bqn.Conv2d(8, 4, 3, device=device), bqn.Sign(), bqn.Conv2d(4, 4, 3, device="meta"))
+    lines = explain(network).splitlines()
+    assert lines[0].startswith("0 (Conv2d): Means and variances of sums of random signs are one kernel, dual_product;")
+    reason = "the operands are on meta, and the kernels run on cuda"
+    assert lines[1] == f"2 (Conv2d): Sums of random signs are plain calls: {reason}."
+    assert explain(bqn.Sign()) == "No module is one that a kernel could compute."
+
+
+def test_errors_are_those_of_plain_calls(used, device) -> None:
+    layer = bqn.Conv2d(5, 4, 3, device=device)
+    for shape in ((5,), (2, 4, 5, 5), (2, 5, 2, 5)):
+        with pytest.raises(ShapeError):
+            layer(bqn.Discrete(draw(*shape, device=device)))
+    assert not used
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("bias", [True, False])
+def test_sums_under_autocast_and_in_half_precision(bias, used, device) -> None:
+    layer, minus = bqn.Conv2d(5, 4, 3, bias=bias, device=device), draw(2, 5, 4, 5, device=device)
+    network = bqn.Sequential(layer, bqn.Sign())
+    with torch.autocast(device.type, torch.bfloat16):
+        compare(network, lambda: (layer(bqn.Discrete(minus)).var, network(bqn.Discrete(minus)).minus), [minus], 4e-2)
+    network.bfloat16()
+    narrow = minus.detach().bfloat16().requires_grad_()
+    compare(network, lambda: (layer(bqn.Discrete(narrow)).var, network(bqn.Discrete(narrow)).minus), [narrow], 4e-2)
+    assert used == ["dual_product", "dual_signs"] * 2
+
+
+def test_hooks_of_a_sequence_run(used, device) -> None:
+    network = bqn.Sequential(bqn.Conv2d(5, 4, 3, device=device), bqn.Sign(), bqn.Flatten())
+    kinds: list[str] = []
+    for layer in network:
+        layer.register_forward_hook(
+            lambda layer, _, output: kinds.append(f"{type(layer).__name__} {output.minus.ndim}")
+        )
+    network(bqn.Discrete(draw(2, 5, 3, 4, device=device)))
+    assert (used, kinds) == (["dual_signs"], ["Conv2d 4", "Sign 4", "Flatten 2"])
+
+
+def test_drawn_networks_take_plain_signs(device) -> None:
+    network = bqn.Sequential(bqn.Conv2d(5, 4, 3, device=device), bqn.Sign())
+    bqn.set_mode(network, "map")
+    x = torch.randn(2, 5, 3, 4, device=device)
+    assert set(network(x).unique().tolist()) <= {-1.0, 0.0, 1.0}
+    torch.testing.assert_close(bqn.to_plain(network)(x), network(x))

@@ -25,6 +25,7 @@ from convein.layers.bqn.pooling import (
     RandomPool3d,
 )
 from convein.layers.bqn.residual import Residual, add
+from convein.layers.bqn.sequential import Sequential
 from convein.layers.bqn.sign import PlainSign, Sign
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RandomPool3d",
     "Residual",
     "ScaledSoftmax",
+    "Sequential",
     "Sign",
     "SoftmaxHead",
     "add",

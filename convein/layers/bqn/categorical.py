@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from convein.errors import OperandError, OptionError
+from convein.layers.bqn import dual
 from convein.layers.bqn.activations import Activation, Discrete, Gaussian, Pmf, as_activation, as_point
-from convein.layers.bqn.levels import LEVELS, Levels, read_levels
+from convein.layers.bqn.levels import LEVELS, Lattice, Levels, read_levels
 from convein.layers.bqn.modes import ANALYTIC, MAP, SAMPLED, Moded
 from convein.layers.bqn.stencil import Stencil
 from convein.layers.bqn.sums import (
@@ -105,11 +106,13 @@ class Categorical(Moded):
             raise OptionError(f"mode={mode!r} gives no numbers for weights", hint='"sampled" or "map"')
         return self.likeliest()
 
-    def forward(self, input: Tensor | Activation) -> Tensor | Activation:
+    def forward(self, input: Tensor | Activation, *, signs: bool = False) -> Tensor | Activation:
         """The sums, in the layer's mode.
 
         Args:
             input: known numbers, or an activation of another layer: (..., inputs, *sizes).
+            signs: whether only the signs of the sums will be asked for: then they may come instead, from a kernel that
+                gives nothing else.
 
         Returns:
             In the analytic mode a `Gaussian`, or a `Pmf` where the propagation is exact; else a tensor.
@@ -121,7 +124,7 @@ class Categorical(Moded):
             weight, bias = self.weights(self.mode)
             value = self.stencil.apply(as_point(input), weight)
             return value if bias is None else value + self.stencil.at_outputs(bias)
-        return self._propagate(as_activation(input))
+        return self._propagate(as_activation(input), signs=signs)
 
     def filled(self, made: nn.Module, mode: str, generator: torch.Generator | None) -> nn.Module:
         """A layer of torch of this one's shapes, with the weights of a mode."""
@@ -130,7 +133,7 @@ class Categorical(Moded):
         made.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
         return made
 
-    def _propagate(self, input: Activation) -> Gaussian | Pmf:
+    def _propagate(self, input: Activation, *, signs: bool) -> Gaussian | Pmf | Discrete:
         weight, bias = self.probabilities()
         if isinstance(input, (Discrete, Pmf)) and self.propagation != "clt":
             found = self._exactly(input, weight, bias)
@@ -141,11 +144,25 @@ class Categorical(Moded):
                 f'propagation="{self.propagation}" sums numbers of a lattice, and the input is {type(input).__name__}',
                 hint='propagation="auto" is exact where that is possible',
             )
-        around = None if bias is None else self._moments(bias)
-        return moments(self.stencil, input, *self._moments(weight), around)
+        inside, around = self._moments(weight), None if bias is None else self._moments(bias)
+        if isinstance(input, Discrete):
+            by_kernel = dual.propagate(self.stencil, input, inside, around, signs=signs)
+            if by_kernel is not None:
+                return by_kernel
+        return moments(self.stencil, input, *inside, around)
 
     def _exactly(self, input: Discrete | Pmf, weight: Tensor, bias: Tensor | None) -> Pmf | None:
         """The distribution of the sums, or None where their moments are to do."""
+        way, numbers = self._way(input)
+        if numbers is None:
+            return None
+        taps = products(self.stencil, input, weight, self.levels, bias, numbers)
+        found = exact(taps, numbers, way)
+        place = -2 - len(self.stencil.kernel)
+        return Pmf(found.probabilities.movedim(-2, place), found.lowest, found.step)
+
+    def _way(self, input: Discrete | Pmf) -> tuple[str, Lattice | None]:
+        """How the sums are propagated, and what products can be; None if only by their moments."""
         entries = input.minus if isinstance(input, Discrete) else input.probabilities[..., 0]
         sizes = entries.shape[entries.ndim - len(self.stencil.kernel) :] if self.stencil.kernel else ()
         copies = self.stencil.reads_copies(sizes)
@@ -156,23 +173,17 @@ class Categorical(Moded):
                 hint='propagation="clt" has the exact mean and variance',
             )
         if copies:
-            return None
+            return "clt", None
         try:
             numbers = product_lattice(
-                self.levels, support(input), has_bias=bias is not None, has_zero=self.stencil.pads_zeros
+                self.levels, support(input), has_bias=self.theta_bias is not None, has_zero=self.stencil.pads_zeros
             )
         except OptionError:
             if self.propagation != "auto":
                 raise
-            return None
-        count = self.stencil.fan_in + (bias is not None)
-        way = choose(self.propagation, count, numbers.size)
-        if way == "clt":
-            return None
-        taps = products(self.stencil, input, weight, self.levels, bias, numbers)
-        found = exact(taps, numbers, way)
-        place = -2 - len(self.stencil.kernel)
-        return Pmf(found.probabilities.movedim(-2, place), found.lowest, found.step)
+            return "clt", None
+        way = choose(self.propagation, self.stencil.fan_in + (self.theta_bias is not None), numbers.size)
+        return way, None if way == "clt" else numbers
 
     def _moments(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         numbers = self._numbers()
@@ -190,6 +201,24 @@ class Categorical(Moded):
         wide = probabilities.float() if probabilities.dtype.itemsize < 4 else probabilities
         uniform = torch.rand((*wide.shape[:-1], 1), generator=generator, dtype=wide.dtype, device=wide.device)
         return self._numbers()[(uniform >= wide.cumsum(-1)[..., :-1]).sum(-1)]
+
+    def explain(self) -> str:
+        """What computes the sums of random signs: a kernel, or plain calls, and why.
+
+        For inputs of the dtype and on the device of the weights, outside of graphs and of torch.func.
+        """
+        each = zip(self.stencil.kernel, self.stencil.dilation, self.stencil.padding)
+        sizes = [d * (k - 1) + 1 + lo + hi for k, d, (lo, hi) in each]
+        signs = Discrete(self.theta.new_zeros(1, self.stencil.inputs, *sizes))
+        way = "clt" if self.propagation == "clt" else self._way(signs)[0]
+        reason = f"their distribution is exact, by {way}" if way != "clt" else None
+        reason = reason or dual.hindrance(self.stencil, signs.minus, self.theta[..., 0])
+        if reason is not None:
+            return f"Sums of random signs are plain calls: {reason}."
+        return (
+            f"Means and variances of sums of random signs are one kernel, {dual.MOMENTS}; "
+            f"before a Sign in a bqn.Sequential, {dual.SIGNS} gives the new signs."
+        )
 
     def extra_repr(self) -> str:
         """Torch's arguments, the levels, the propagation."""

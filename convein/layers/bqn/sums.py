@@ -7,6 +7,8 @@ Methods for Neural Network Designs", University of Maryland, 2022, chapter 5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -103,14 +105,26 @@ def moments(
     if isinstance(input, Dirac) and input.noise == 0:
         width = stencil.apply(input.value.square(), var)
     elif isinstance(input, Discrete):
-        shape = input.minus.shape[input.minus.ndim - len(stencil.kernel) - 1 :]
-        ones = input.minus.new_ones(shape)
-        width = stencil.spread(input.var, mean) + stencil.apply(ones, var)
+        sizes = input.minus.shape[input.minus.ndim - len(stencil.kernel) :]
+        width = stencil.spread(input.var, mean) + weight_variances(stencil, sizes, var)
     else:
         width = stencil.spread(input.var, mean) + stencil.apply(input.mean.square() + input.var, var)
     if bias is None:
         return Gaussian(middle, width)
     return Gaussian(middle + stencil.at_outputs(bias[0]), width + stencil.at_outputs(bias[1]))
+
+
+def weight_variances(stencil: Stencil, sizes: Sequence[int], var: Tensor) -> Tensor:
+    """What the variances of weights give the sums of signs, whose squares are 1: (outputs, *sizes').
+
+    Args:
+        stencil: which products are summed.
+        sizes: of the input.
+        var: of the weights.
+    """
+    # All inputs of a group are the same, so their weights are added first.
+    alone = replace(stencil, inputs=stencil.groups)
+    return alone.apply(var.new_ones(stencil.groups, *sizes), var.sum(1, keepdim=True))
 
 
 def support(input: Discrete | Pmf) -> tuple[float, ...]:
