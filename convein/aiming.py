@@ -28,7 +28,7 @@ def aim(
     Raises:
         OptionError: `backend="triton"`, and there are no kernels here; or `accumulate` does not fit the dtype.
     """
-    wide, narrow = request.dtypes(dtype)
+    wide, narrow = request.dtypes(_called(dtype, device) if request.accumulate is None else dtype)
     rates = calibration.current(request.cost, device.type, wide)
     absence = _absence(request.backend, device)
     if absence and request.backend == "triton":
@@ -48,6 +48,12 @@ def aim(
         absence=absence,
         forced=request.backend == "triton",
     )
+
+
+def _called(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of the calls: that of the operands, unless torch.autocast converts them on a GPU."""
+    converted = device.type == "cuda" and dtype.is_floating_point and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if converted and dtype is not torch.float64 else dtype
 
 
 def _absence(backend: str, device: torch.device) -> str:

@@ -28,6 +28,8 @@ from convein.request import Request
 # So many orders are lowered, if the search finds them no more than so many times as slow as the best one.
 FEW = 4
 NEAR = 1.5
+# More reasons are not told why kernels are not called.
+MOST_NOTES = 8
 BEST = ("auto", "optimal")
 # The devices whose rates are known.
 TIMED = ("cpu", "cuda")
@@ -138,7 +140,10 @@ def _best(
         flowing = sum(bool(step.result_set & signals) for step in program.plan.steps)
         return max(0, flowing - program.fused) if target.forced else 0, fold(program, constants)[1].price
 
-    return min((lower(plan, target, orders) for plan in near), key=rank)
+    programs = sorted((lower(plan, target, orders) for plan in near), key=rank)
+    # What a kernel refuses in an order that was not taken may be why it was not.
+    notes = tuple(dict.fromkeys(note for program in programs for note in program.notes))
+    return replace(programs[0], notes=notes[:MOST_NOTES])
 
 
 def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program]:

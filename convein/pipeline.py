@@ -139,6 +139,7 @@ def conv_einsum(
             planning,
             (optimize.__class__, checkpoint.__class__),  # 1 equals True, and means nothing here
             torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),  # it decides what a kernel takes
             # The sizes one by one: a proxy of torch.fx then stops here, before it records the questions that follow.
             *[
                 (*x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
@@ -289,7 +290,8 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
             (x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
             for x in operands
         ]
-        key = (expression, freeze(given), torch.is_grad_enabled(), *metas)
+        mixes = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (expression, freeze(given), torch.is_grad_enabled(), mixes, *metas)
         found = cache.lookup(key)
         if found is not None:
             return found(*operands)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,8 @@ from convein.execution.ops import PLAIN, is_untraced, is_untransformed
 
 # What tensor cores take, and triton compiles well, begins with Ampere.
 OLDEST = (8, 0)
+# The kernels that stand for convolutions and products of matrices.
+CONVERTED = ("pointwise_depthwise", "depthwise_pointwise", "pair")
 
 
 @cache
@@ -95,6 +97,22 @@ def call(name: str, *arguments: Any) -> Any:
         _failed.add(name)
         warnings.warn(f"the kernel {name} could not be built, plain calls stand in for it: {error}", stacklevel=2)
         return module.reference(*arguments)
+
+
+def kernel(name: str, *arguments: Any) -> Any:
+    """What programs call: `call`, whose tensors torch.autocast converts as it would for the calls that it replaces."""
+    device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
+    if name in CONVERTED and torch.is_autocast_enabled(device):
+        return call(name, *map(partial(_converted, torch.get_autocast_dtype(device)), arguments))
+    return call(name, *arguments)
+
+
+def _converted(dtype: torch.dtype, argument: Any) -> Any:
+    """A tensor of floats in this dtype, others and what is no tensor as they are."""
+    changes = (
+        isinstance(argument, torch.Tensor) and argument.is_floating_point() and argument.dtype is not torch.float64
+    )
+    return argument.to(dtype) if changes else argument
 
 
 _failed: set[str] = set()

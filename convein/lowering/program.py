@@ -14,7 +14,7 @@ from convein.planner.plan import Plan
 HEADER = "import torch\nimport torch.nn.functional as F\n"
 # The calls of our own that a statement may have.
 OPS = ("linear", "pointwise", "transposed")
-KERNELS = "from convein.execution.kernels import call as kernel\n"
+KERNELS = "from convein.execution.kernels import kernel\n"
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint\n"
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convein.execution import ops
+from convein.execution import kernels, ops
 from convein.lowering import Program, Statement
 from convein.lowering.checkpoint import Demand
 from convein.lowering.program import OPS
@@ -18,7 +18,7 @@ from convein.metering import Sample, isolated, storages
 # One core of a recent machine: operations and bytes a microsecond. Only their ratio matters here.
 FLOPS, BYTES = 1e5, 1e4
 CALL = 2.0
-_NAMES = {"torch": torch, "F": F, **{name: getattr(ops, name) for name in OPS}}
+_NAMES = {"torch": torch, "F": F, "kernel": kernels.kernel, **{name: getattr(ops, name) for name in OPS}}
 
 
 def observe(program: Program, samples: Sequence[Sample]) -> list[Demand]:

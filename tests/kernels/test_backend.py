@@ -79,3 +79,142 @@ def test_kernels_give_the_value_and_all_gradients(name: str, device: torch.devic
     weight = torch.randn_like(results[0])
     gradients = [torch.autograd.grad(result, tensors, weight) for result in results]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def cp(device: torch.device, dtype: torch.dtype = torch.float64, *, grad: bool = True) -> list[Tensor]:
+    return [x.requires_grad_(grad) for x in operands(CASES["CP"], device, dtype)]
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 8e-2)])
+def test_half_precision_is_as_near_to_the_truth_as_calls_of_torch(
+    dtype: torch.dtype, rounding: float, device: torch.device
+) -> None:
+    tensors = cp(device, dtype, grad=False)
+    text = CASES["CP"].text
+    truth = convein.conv_einsum(text, *[x.double() for x in tensors], backend="torch")
+    result = convein.conv_einsum(text, *tensors, backend="triton")
+    assert result.dtype is dtype
+    error = (result.double() - truth).norm() / truth.norm()
+    assert error < rounding
+
+
+@pytest.mark.interpreted
+def test_what_is_predicted_to_be_saved_is_saved(device: torch.device) -> None:
+    tensors = operands(CASES["circular"], device)
+    tensors[0] = tensors[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    text = CASES["circular"].text
+    compiled = convein.compile(text, *tensors, backend="triton")
+    own = {x.untyped_storage().data_ptr() for x in tensors}
+    kept = {}
+
+    def pack(x: Tensor) -> Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = compiled(*tensors)
+    assert sum(kept.values()) == compiled.saved_bytes
+    assert result.requires_grad
+    assert compiled.saved_bytes == 0 < convein.compile(text, *tensors, backend="torch").saved_bytes
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("options", [{"checkpoint": True}, {"memory_limit": 20000}])
+def test_kernels_within_a_budget(options: dict[str, Any], device: torch.device) -> None:
+    text = CASES["CP"].text
+    tensors = cp(device)
+    results = [convein.conv_einsum(text, *tensors, backend=b, **o) for b, o in (("triton", options), ("torch", {}))]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.square().sum(), tensors) for result in results]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.interpreted
+def test_constants_are_folded_before_a_kernel(device: torch.device) -> None:
+    x, *factors = cp(device, grad=False)
+    text = CASES["CP"].text
+    compiled = convein.compile(text, x, *factors, constants=[1, 2, 3, 4], backend="triton")
+    assert compiled.program.kernels
+    torch.testing.assert_close(compiled(x), convein.conv_einsum(text, x, *factors, backend="torch"))
+
+
+@pytest.mark.interpreted
+def test_a_free_batch(device: torch.device) -> None:
+    x, *factors = cp(device, grad=False)
+    text = CASES["CP"].text
+    compiled = convein.compile(text, (None, *x.shape[1:]), *factors, backend="triton", dtype=x.dtype, device=device)
+    assert compiled.program.kernels
+    for batch in (1, 3):
+        images = torch.randn(batch, *x.shape[1:], dtype=x.dtype, device=device)
+        expected = convein.conv_einsum(text, images, *factors, backend="torch")
+        torch.testing.assert_close(compiled(images, *factors), expected)
+
+
+@pytest.mark.interpreted
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_transforms_see_plain_calls(device: torch.device) -> None:
+    tensors = cp(device, grad=False)
+    text = CASES["CP"].text
+
+    def value(x: Tensor, *factors: Tensor) -> Tensor:
+        result: Tensor = convein.conv_einsum(text, x, *factors, backend="triton").square().sum()
+        return result
+
+    def plain(x: Tensor, *factors: Tensor) -> Tensor:
+        result: Tensor = convein.conv_einsum(text, x, *factors, backend="torch").square().sum()
+        return result
+
+    torch.testing.assert_close(torch.func.grad(value)(*tensors), torch.func.grad(plain)(*tensors))
+    many = [torch.stack([x, 2 * x]) for x in tensors]
+    torch.testing.assert_close(torch.func.vmap(value)(*many), torch.func.vmap(plain)(*many))
+    tangents = [torch.randn_like(x) for x in tensors]
+    torch.testing.assert_close(
+        torch.func.jvp(value, tuple(tensors), tuple(tangents)), torch.func.jvp(plain, tuple(tensors), tuple(tangents))
+    )
+
+
+@pytest.mark.interpreted
+def test_second_derivatives(device: torch.device) -> None:
+    tensors = cp(device)
+    text = CASES["CP"].text
+    found = []
+    for backend in ("triton", "torch"):
+        result = convein.conv_einsum(text, *tensors, backend=backend).square().sum()
+        first = torch.autograd.grad(result, tensors, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), tensors))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.interpreted
+def test_the_printed_program_is_python(device: torch.device) -> None:
+    tensors = cp(device, grad=False)
+    compiled = convein.compile(CASES["CP"].text, *tensors, backend="triton")
+    namespace: dict[str, Any] = {}
+    exec(compiled.source, namespace)
+    torch.testing.assert_close(namespace["program"](*tensors), compiled(*tensors))
+
+
+@pytest.mark.interpreted
+def test_a_kernel_that_cannot_be_built_is_replaced_once_and_for_all(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    from convein.execution import kernels
+
+    def fail(*_: Any) -> Tensor:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    tensors = cp(device, grad=False)
+    text = CASES["CP"].text
+    compiled = convein.compile(text, *tensors, backend="triton")
+    expected = convein.conv_einsum(text, *tensors, backend="torch")
+    monkeypatch.setattr(kernels, "_failed", set())
+    for name in {*compiled.program.kernels}:
+        monkeypatch.setattr(torch.ops.convein, name, fail)
+    with pytest.warns(UserWarning, match="could not be built, plain calls stand in for it"):
+        torch.testing.assert_close(compiled(*tensors), expected)
+    torch.testing.assert_close(compiled(*tensors), expected)
+    again = convein.compile(text, *tensors)
+    assert again.program.kernels == ()
