@@ -155,7 +155,9 @@ class Sample:
     def make(self) -> torch.Tensor:
         """A tensor like that."""
         inexact = self.dtype.is_floating_point or self.dtype.is_complex
-        kind: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "requires_grad": self.grad and inexact}
+        # torch has no gradients of a GPU's tensors where it knows no GPU, not even of those without memory.
+        device = "meta" if self.device.startswith("cuda") and not torch.cuda.is_available() else self.device
+        kind: dict[str, Any] = {"dtype": self.dtype, "device": device, "requires_grad": self.grad and inexact}
         if self.strides:
             return torch.empty_strided(self.shape, self.strides, **kind)
         return torch.empty(self.shape, **kind)

@@ -191,7 +191,8 @@ def test_autocast_decides_what_kernels_are_asked_for() -> None:
 def test_a_fused_layer_keeps_its_operands_only() -> None:
     shapes = (BATCH, 64, 56, 56), (64, 64), (64, 3, 3), (64, 64)
     text = "bshw,rs,rhw,tr->bthw|hw"
-    fused, plain = (compiled(text, *shapes, grad=True, backend=backend) for backend in ("triton", "torch"))
+    fused = compiled(text, *shapes, grad=True, backend="triton")
+    plain = compiled(text, *shapes, grad=True, backend="torch", optimize=False)
     # The copy that brings channels last is all that is not an operand.
     image = BATCH * 64 * 56 * 56 * 2
     assert fused.saved_bytes == image

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from convein.execution.ops import PLAIN, is_untraced, is_untransformed
+from convein.execution.ops import PLAIN, is_predicting, is_untraced, is_untransformed
 
 # What tensor cores take, and triton compiles well, begins with Ampere.
 OLDEST = (8, 0)
@@ -101,6 +101,9 @@ def call(name: str, *arguments: Any) -> Any:
 
 def kernel(name: str, *arguments: Any) -> Any:
     """What programs call: `call`, whose tensors torch.autocast converts as it would for the calls that it replaces."""
+    if is_predicting():
+        load(name)  # which makes the operator
+        return getattr(torch.ops.convein, name)(*arguments)
     device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
     if name in CONVERTED and torch.is_autocast_enabled(device):
         return call(name, *map(partial(_converted, torch.get_autocast_dtype(device)), arguments))

@@ -70,6 +70,11 @@ def predicting() -> Iterator[None]:
         _thread.is_predicting = False
 
 
+def is_predicting() -> bool:
+    """Whether `predicting` is on in this thread."""
+    return getattr(_thread, "is_predicting", False)
+
+
 def _keep(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> None:
     """Saves each operand for the other one's gradient, if that is needed."""
     to_x, to_w = ctx.needs_input_grad
@@ -147,7 +152,7 @@ def _is_plain(x: torch.Tensor) -> bool:
     return bool(
         x.dtype is torch.float32
         and x.device.type == "cpu"
-        and (type(x) in PLAIN or getattr(_thread, "is_predicting", False))
+        and (type(x) in PLAIN or is_predicting())
         and not torch.is_autocast_enabled("cpu")
         and is_untraced()
     )
