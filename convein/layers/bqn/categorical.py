@@ -23,6 +23,7 @@ from convein.layers.bqn.sums import (
     read_propagation,
     support,
 )
+from convein.layers.constants import constant
 from convein.options import shown
 from convein.pipeline import conv_einsum
 
@@ -194,7 +195,7 @@ class Categorical(Moded):
         return mean, var
 
     def _numbers(self) -> Tensor:
-        return self.theta.new_tensor(self.levels)
+        return constant(self.levels, self.theta.dtype, self.theta)
 
     def _drawn(self, probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
         """The level whose part of [0, 1) a uniform number falls into; numbers of half precision are too coarse."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convein.errors import OptionError, ShapeError
+from convein.layers.constants import constant
 from convein.layers.conv import each, positive
 from convein.layers.forms import SPATIAL
 from convein.pipeline import conv_einsum
@@ -118,8 +119,8 @@ class Stencil:
         for mode, out, tap, other in pairs:
             terms += [f"{out}{mode}{tap}", f"{out}{mode}{other}"]
         for index, size in enumerate(sizes):
-            one_hot = torch.eye(size, dtype=var.dtype, device=var.device)[torch.tensor(self._sources(index, size))]
-            reads += [one_hot.transpose(1, 2)] * 2
+            read = constant(self._sources(index, size), torch.long, var).unsqueeze(1)
+            reads += [(read == torch.arange(size, device=var.device).view(-1, 1)).to(var.dtype)] * 2
         count, channels = len(self.kernel), self._channels("t")
         weights = f"{channels}s{_TAP[:count]},{channels}s{_OTHER[:count]}"
         text = f"...{self._channels('s')}{''.join(self.modes)},{weights},{','.join(terms)}->...{channels}{_OUT[:count]}"

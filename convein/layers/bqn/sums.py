@@ -19,6 +19,7 @@ from convein.errors import OptionError
 from convein.layers.bqn.activations import Activation, Dirac, Discrete, Gaussian, Pmf
 from convein.layers.bqn.levels import Lattice, lattice
 from convein.layers.bqn.stencil import Stencil
+from convein.layers.constants import constant
 from convein.pipeline import conv_einsum
 
 Propagation = Literal["auto", "clt", "contraction", "convolution"]
@@ -181,8 +182,8 @@ def products(
 
 def indicators(table: list[list[float]], numbers: Lattice, like: Tensor) -> Tensor:
     """T[z, a, c]: 1 where the table's entry (a, c) is number z of a lattice, else 0."""
-    places = torch.tensor([[numbers.index(value) for value in row] for row in table], device=like.device)
-    return F.one_hot(places, numbers.size).movedim(-1, 0).to(like.dtype)
+    places = constant(tuple(tuple(map(numbers.index, row)) for row in table), torch.long, like)
+    return (torch.arange(numbers.size, device=like.device).view(-1, 1, 1) == places).to(like.dtype)
 
 
 def distribution(input: Discrete | Pmf) -> Tensor:
