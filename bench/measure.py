@@ -19,6 +19,16 @@ SHORT = 3  # samples of so many times the least length cost too little to be lef
 GOLDEN = (5**0.5 - 1) / 2
 
 Variants = Mapping[str, Callable[[], object]]
+# Seconds for one call, averaged over so many calls in a row.
+Sampler = Callable[[Callable[[], object], int], float]
+
+
+def sample(call: Callable[[], object], repeats: int) -> float:
+    """Seconds for one call, averaged over `repeats` calls in a row."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class Group:
         limit: a promise that its report comments on.
         always: whether it is measured whatever groups are asked for: others need it.
         kept: which of its timings become rows, if not all do.
+        sampler: its clock.
     """
 
     name: str
@@ -64,21 +75,14 @@ class Group:
     limit: Limit | None = None
     always: bool = False
     kept: Callable[[list[Timing]], list[Timing]] = list
+    sampler: Sampler = sample
 
     def ready(self) -> Variants:
         """The variants, made now if they are not yet."""
         return self.variants() if callable(self.variants) else self.variants
 
 
-def sample(call: Callable[[], object], repeats: int) -> float:
-    """Seconds for one call, averaged over `repeats` calls in a row."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def warm_up(call: Callable[[], object]) -> tuple[int, float]:
+def warm_up(call: Callable[[], object], sample: Sampler = sample) -> tuple[int, float]:
     """How many calls make one sample long enough for the clock, and the seconds that they take."""
     # The first calls may plan, compile and fold.
     if min(first := [sample(call, 1) for _ in range(WARM_CALLS)]) > LONG_SECONDS:
@@ -105,7 +109,7 @@ def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None
     """Yields None after every round, then one timing for each variant."""
     variants = group.ready()
     names = list(variants)
-    warm = {name: warm_up(call) for name, call in variants.items()}
+    warm = {name: warm_up(call, group.sampler) for name, call in variants.items()}
     due = turns({name: spent for name, (_, spent) in warm.items()}, rounds, seconds)
     samples: dict[str, dict[int, float]] = {name: {} for name in names}
     chance = random.Random(0)
@@ -116,7 +120,7 @@ def measure(group: Group, rounds: int, seconds: float) -> Iterator[Timing | None
             # In turns, each variant would find what the same other one leaves in the caches.
             for name in chance.sample(names, len(names)):
                 if number in due[name]:
-                    samples[name][number] = sample(variants[name], warm[name][0])
+                    samples[name][number] = group.sampler(variants[name], warm[name][0])
             yield None
     finally:
         gc.enable()

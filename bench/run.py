@@ -23,7 +23,7 @@ from tqdm import tqdm
 from allocator import keep_heap
 from cases import memory
 from measure import Group, Timing, measure
-from registry import CASES, COUNTS, SUMMARIES
+from registry import ABSENCES, CASES, COUNT_SUMMARIES, COUNTS, ENVIRONMENTS, EXPORTS, SUMMARIES, TOGETHER
 
 HERE = Path(__file__).parent
 PEERS = ("opt_einsum", "cotengra", "tensorly-torch", "einconv")
@@ -159,6 +159,8 @@ def run(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> 
         print(SUMMARIES[case](results))
     if not arguments.dry:
         print(f"rows appended to {path.relative_to(HERE.parent)}\n")
+        if case in EXPORTS and (file := EXPORTS[case](results, path.parent)):
+            print(f"{file.relative_to(HERE.parent)} is written\n")
 
 
 def count(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -> None:
@@ -183,7 +185,7 @@ def count(case: str, arguments: argparse.Namespace, shared: Mapping[str, str]) -
         if not arguments.dry:
             save(path, shared, map(asdict, amounts))
         results += amounts
-    print(memory.summary(results) if results else f"{case}: no group has {arguments.only!r}\n")
+    print(COUNT_SUMMARIES[case](results) if results else f"{case}: no group has {arguments.only!r}\n")
 
 
 def main() -> None:
@@ -201,10 +203,19 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in known]
     if unknown:
         parser.error(f"no case called {', '.join(unknown)}: there are {', '.join(known)}")
+    absent = {name: reason for name, ask in ABSENCES.items() if (reason := ask()) is not None}
+    for name in arguments.names:
+        if name in absent:
+            raise SystemExit(f"{name}: {absent[name]}")
     torch.set_num_threads(1)
     shared = environment(heap=keep_heap())
-    for name in arguments.names or known:
-        (count if name in COUNTS else run)(name, arguments, shared)
+    wanted = [each for name in arguments.names for each in TOGETHER.get(name, (name,))]
+    for name in wanted or known:
+        if name in absent:
+            print(f"{name} is left out: {absent[name]}\n")
+            continue
+        columns = {**shared, **ENVIRONMENTS[name]()} if name in ENVIRONMENTS else shared
+        (count if name in COUNTS else run)(name, arguments, columns)
 
 
 if __name__ == "__main__":

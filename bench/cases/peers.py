@@ -51,13 +51,13 @@ def makers(case: Case) -> dict[str, Maker]:
         "convein.compile": _compiled,
         **({"convein.conv_einsum": _called} if case.batch == 1 else {}),
         **({} if case.trains else {"convein.compile, constants": _folded}),
-        **{f"tensorly-torch {name}": partial(_tensorly, name) for name in implementations},
+        **{f"tensorly-torch {name}": partial(tensorly, name) for name in implementations},
         "left to right": _left_to_right,
         "FLOP-optimal": _flop_optimal,
         "opt_einsum, F.unfold": _unfolded,
         "opt_einsum, einconv": _patterns,
-        "dense NCHW": partial(_dense, "NCHW"),
-        "dense channels-last": partial(_dense, "channels-last"),
+        "dense NCHW": partial(dense, "NCHW"),
+        "dense channels-last": partial(dense, "channels-last"),
     }
 
 
@@ -76,7 +76,7 @@ def _folded(given: Operands) -> Way:
     return _way(given, lambda: expression(given.x))
 
 
-def _tensorly(implementation: str, given: Operands) -> Way | str:
+def tensorly(implementation: str, given: Operands) -> Way | str:
     """A layer of tensorly-torch with our factors; Tucker's spatial modes have no factor there, as here."""
     try:
         from tltorch import CPTensor, FactorizedConv, TTTensor, TuckerTensor
@@ -85,7 +85,7 @@ def _tensorly(implementation: str, given: Operands) -> Way | str:
     factors, channels = given.factors, given.case.channels
     if given.form.name == "CP":
         rs, rh, rw, rt = own = [_parameter(given, factor.t()) for factor in factors]
-        weight = CPTensor(torch.ones(rs.shape[1]), [rt, rs, rh, rw])
+        weight = CPTensor(rs.new_ones(rs.shape[1]), [rt, rs, rh, rw])
     elif given.form.name == "Tucker-2":
         core = _parameter(given, factors[1])
         rs, qt = (_parameter(given, factors[place].t()) for place in (0, 2))
@@ -154,7 +154,7 @@ def _patterns(given: Operands) -> Way | str:
     return _way(given, lambda: contract(given.split(), *operands).reshape(given.x.shape))
 
 
-def _dense(layout: str, given: Operands) -> Way:
+def dense(layout: str, given: Operands) -> Way:
     """The layer that the factors stand for, in the layout that it likes, whatever the case's layout is."""
     order = memory_format(layout)
     x, weight = (
