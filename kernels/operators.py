@@ -32,6 +32,7 @@ class Build:
         options: num_warps, num_stages.
         vector: whether it must read 16 bytes at once, when pointers and sizes are multiples of 16.
         matrix: whether it must use the matrix units.
+        wide: whether it must never read 2 bytes at a time.
     """
 
     kernel: Any
@@ -40,6 +41,7 @@ class Build:
     options: Mapping[str, int]
     vector: bool = True
     matrix: bool = field(default=False, kw_only=True)
+    wide: bool = field(default=False, kw_only=True)
 
 
 def accumulator(*tensors: Tensor) -> Any:

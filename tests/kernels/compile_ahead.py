@@ -52,6 +52,7 @@ def measure(build: Build) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "vector": not build.vector or bool(re.search(r"\b(LDG|LDGSTS)\S*\.128\b", code)),
         "matrix": not build.matrix or bool(re.search(r"\b(HGMMA|HMMA)\b", code)),
+        "wide": not build.wide or not re.search(r"\bLDG\S*\.U16\b", code),
     }
 
 

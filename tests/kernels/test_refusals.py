@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from convein.kernels import depthwise_pointwise, dual_product, lstm_gates, pointwise_depthwise, product_reduce
+from convein.kernels import depthwise_pointwise, dual_product, lstm_gates, pair, pointwise_depthwise, product_reduce
 from torch import Tensor
 
 
@@ -54,6 +54,9 @@ CALLS: list[tuple[Any, tuple[Any, ...]]] = [
     (dual_product, (torch.empty(2**30, 2, 3, 3, device="meta"), W, SHIFT, BASE, *OPTIONS)),
     (lstm_gates, (zeros(2, 8, 3), zeros(2, 2, 3))),
     (lstm_gates, (torch.empty(1, 4, 2**30, device="meta"), torch.empty(1, 1, 2**30, device="meta"))),
+    (pair, (zeros(2, 3), zeros(3, 4), "ab,bc->ca", "", (), (), (), ())),
+    (pair, (zeros(2, 3), zeros(3, 4), "ab,bc->abc", "b", (1,), (1,), (0,), (1,))),
+    (pair, (torch.empty(2**20, 2**11, device="meta"), zeros(2**11, 4), "ab,bc->ca", "", (), (), (), ())),
     (product_reduce, (zeros(2, 3), zeros(1, 3), None, (1,))),
     (product_reduce, (zeros(2, 3), zeros(2, 4), None, (1,))),
 ]
