@@ -1,8 +1,8 @@
 """Plan -> runs of steps that an activation flows through, each step a letter: what fused kernels are matched with.
 
 P, pointwise, sums modes of the activation and brings new ones; D, depthwise, convolves and keeps the other modes that
-both sides have; C, dense, convolves and sums; H, a Hadamard product, has nothing that the activation has not. Names,
-order and number of modes do not matter.
+both sides have; C, dense, convolves and sums; B and G are P and C with a batch, modes that are kept besides; H, a
+Hadamard product, has nothing that the activation has not. Names, order and number of modes do not matter.
 """
 
 from __future__ import annotations
@@ -110,6 +110,10 @@ def _letter(convolved: bool, summed: bool, shared: bool, own: bool) -> str:
         (True, False, True, False): "D",
         (True, True, False, True): "C",
         (False, True, False, True): "P",
+        (True, True, True, True): "G",
+        (True, True, True, False): "G",
+        (True, False, True, True): "G",
+        (False, True, True, True): "B",
         (False, True, True, False): "H",
         (False, True, False, False): "H",
         (False, False, True, False): "H",

@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
+from string import ascii_letters
 
 import torch
 
+from convein.lowering import axis
 from convein.lowering.chain import Factor, Run
 from convein.lowering.image import filters, finish, image
 from convein.lowering.values import Size, Value, tuple_text
@@ -127,6 +130,44 @@ def _product_reduce(writer: Writer, run: Run, x: Value, factors: Sequence[Value]
     return writer.emit(_call("product_reduce", three, (summed,)), tensors, kept, x.sizes, price)
 
 
+def _pair(writer: Writer, run: Run, x: Value, factors: Sequence[Value]) -> Value | str:
+    """One product, convolved or not, of operands that lie as they do: no copy of either."""
+    (core,) = run.factors
+    if any(c.upsample > 1 for c in core.correlations):
+        return "the convolution is transposed"
+    for c in core.correlations:
+        x = axis.extend(writer, x, c)
+    w = factors[0]
+    for c in core.correlations:
+        w = axis.flip(writer, w, c.mode) if c.flip else w
+    x, w = writer.split(x), writer.split(w)
+    lines = [axis.extended(c) for c in core.correlations]
+    convolved = {line.mode: line.size for line in lines}
+    made = (
+        *(mode for mode in w.modes if mode in core.shared),
+        *(mode for mode in x.modes if mode not in core.shared | core.summed),
+        *(mode for mode in w.modes if mode in core.own),
+    )
+    letters = dict(zip(dict.fromkeys((*x.modes, *w.modes)), ascii_letters, strict=False))
+    if len(letters) < len({*x.modes, *w.modes}):
+        return "there are more modes than letters"
+    terms = ["".join(letters[mode] for mode in modes) for modes in (x.modes, w.modes, made)]
+    numbers = [[getattr(line, name) for line in lines] for name in ("stride", "dilation", "lo", "size")]
+    texts = f"{terms[0]},{terms[1]}->{terms[2]}", "".join(letters[line.mode] for line in lines)
+    if reason := _refusal(writer, "pair", _shape(writer, x), _shape(writer, w), *texts, *numbers):
+        return reason
+    sizes = {**w.sizes, **x.sizes, **convolved}
+    entries = [writer.target.number(mode, sizes[mode]) for mode in made]
+    summed = [writer.target.number(mode, w.sizes[mode]) for mode in w.modes if mode in core.summed or mode in convolved]
+    price = writer.price.pair(x, w, entries, prod(summed))
+    quoted = [f'"{text}"' for text in texts]
+    call = f'kernel("pair", {", ".join([x.name, w.name, *quoted, *map(tuple_text, numbers)])})'
+    y = writer.emit(call, [x, w], [(mode,) for mode in made], sizes, price)
+    for c in core.correlations:
+        y = axis.fold(writer, y, c)
+    return writer.sum_out(y, [mode for mode in y.modes if mode not in run.kept])
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A kernel, the letters of the runs that it is for, and what writes the call, or says why not."""
@@ -140,6 +181,7 @@ RULES = (
     Rule("pointwise_depthwise", re.compile("P[DC]P?|[DC]P"), _pointwise_depthwise),
     Rule("depthwise_pointwise", re.compile("DP"), _depthwise_pointwise),
     Rule("product_reduce", re.compile("HH?"), _product_reduce),
+    Rule("pair", re.compile("[PBCG]"), _pair),
 )
 
 

@@ -121,6 +121,12 @@ class Pricer:
         moved = sum(map(self._bytes, tensors)) + left * self.target.dtype.itemsize
         return (1 + sum(x.grad for x in tensors)) * self._fused.time(VECTOR * made * len(tensors), moved)
 
+    def pair(self, x: Value, w: Value, made: Sequence[int], summed: int) -> float:
+        """The kernel of one product with `summed` products for each entry of the result; each gradient is another."""
+        entries = math.prod(made)
+        moved = self._bytes(x) + self._bytes(w) + entries * self.target.dtype.itemsize
+        return (1 + x.grad + w.grad) * self._fused.time(2 * entries * summed, moved)
+
     @property
     def _fused(self) -> Rate:
         """The rate of our own kernels. On a CPU triton interprets them, and nobody asks how long that takes."""
