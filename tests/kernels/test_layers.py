@@ -1,4 +1,7 @@
-"""Layers by kernels: what they compute, and all gradients, are those of plain calls."""
+"""Layers by kernels: what they compute, and all gradients, are those of plain calls.
+
+On a CPU layers ask for kernels only where triton is loaded: what is imported of it here sees to that.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import triton  # noqa: F401 - on a CPU, layers ask for kernels only where triton is there already
 from torch import Tensor, nn
+from triton.runtime.errors import OutOfResources
 
 from convein.errors import ShapeError
 from convein.execution import kernels
@@ -230,3 +233,29 @@ def test_drawn_networks_take_plain_signs(device) -> None:
     x = torch.randn(2, 5, 3, 4, device=device)
     assert set(network(x).unique().tolist()) <= {-1.0, 0.0, 1.0}
     torch.testing.assert_close(bqn.to_plain(network)(x), network(x))
+
+
+def test_what_the_kernel_refuses_is_plain_calls(used, monkeypatch, device) -> None:
+    monkeypatch.setattr(kernels, "refusal", lambda *_: "products of float32 are not to be rounded")
+    cell, layer = ConvLSTMCell(2, 3, 3, device=device), bqn.Conv2d(5, 4, 3, device=device)
+    cell(torch.randn(1, 2, 4, 4, device=device))
+    layer(bqn.Discrete(draw(2, 5, 4, 5, device=device)), signs=True)
+    assert not used
+    assert cell.explain() == "The gates are plain calls: products of float32 are not to be rounded."
+    assert layer.explain() == "Sums of random signs are plain calls: products of float32 are not to be rounded."
+
+
+def test_a_kernel_that_cannot_be_built_is_tried_once(used, monkeypatch, device) -> None:
+    def build(*_: Tensor) -> None:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    kernels.load("lstm_gates")
+    monkeypatch.setattr(torch.ops.convein, "lstm_gates", build)
+    monkeypatch.setattr(kernels, "_failed", set())
+    cell, x = ConvLSTMCell(2, 3, 3, device=device), torch.randn(1, 2, 4, 4, device=device)
+    with pytest.warns(UserWarning, match="the kernel lstm_gates could not be built"):
+        first, _ = cell(x)
+    second, _ = cell(x)
+    assert used == ["lstm_gates"]
+    torch.testing.assert_close(first, second, rtol=ROUNDING, atol=ROUNDING)
+    assert cell.explain() == "The gates are plain calls: this GPU could not build it."
