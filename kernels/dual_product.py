@@ -11,6 +11,7 @@ What the operator keeps is p and w. `dual_signs` has the next signs as the epilo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,16 +19,15 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators, padding
+from convein.kernels import operators, padding, tuning
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 Pair = tuple[int, int]
 
-# Rows of pixels, outputs and inputs of one step, and how many warps take it.
-TILE = {"ROWS": 16, "OUTPUTS": 16, "INPUTS": 16} if INTERPRETED else {"ROWS": 128, "OUTPUTS": 64, "INPUTS": 64}
-OPTIONS = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+# Multiprocessors of a GPU, and pixels that a program could read while it waits for weights.
+PROCESSORS, LOADING = 132, 8
 # Of a deviation, so that nothing is divided by zero.
 BESIDE = 1e-6
 
@@ -163,7 +163,52 @@ def allocate(minus: Tensor, w: Tensor, size: Sequence[int], dtype: torch.dtype) 
     return memory.movedim(-1, 1)
 
 
-def _constants(w: Sequence[int], stride: Pair, dilation: Pair, sign: bool, dtype: torch.dtype) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Of one program: so many pixels and outputs, inputs of one step, warps, and steps on their way."""
+
+    pixels: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+def configurations(pixels: int, outputs: int, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Tiles for so many pixels and outputs of a layer, that which should be the fastest first.
+
+    What takes most of the time is to make means and variances of what is read, once for every block of outputs.
+    """
+    if INTERPRETED:
+        return (Tile(16, 16, 16, 4, 1),)
+    full = dtype is torch.float32
+    if outputs > 64:
+        tiles = [Tile(128, 64, 64, 8, 3), Tile(128, 128, 32, 8, 3)]
+        if full:
+            tiles += [Tile(64, 64, 32, 4, 4)]
+        else:
+            tiles += [Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 2), Tile(64, 128, 64, 4, 3)]
+    elif outputs > 32:
+        tiles = [
+            Tile(128, 64, 64, 8, 3),
+            Tile(128, 64, 32, 8, 4),
+            Tile(64, 64, 32 if full else 64, 4, 4 if full else 3),
+        ]
+    else:
+        tiles = [Tile(128, 32, 64, 8, 3), Tile(128, 32, 64, 4, 3)]
+
+    def busiest(tile: Tile) -> tuple[int, int]:
+        programs = triton.cdiv(pixels, tile.pixels) * triton.cdiv(outputs, tile.outputs)
+        return int(triton.cdiv(programs, PROCESSORS)) * (
+            tile.pixels + LOADING
+        ), -tile.pixels * tile.inputs * tile.stages
+
+    return tuple(sorted(tiles, key=busiest))
+
+
+def _constants(
+    w: Sequence[int], stride: Pair, dilation: Pair, sign: bool, dtype: torch.dtype, tile: Tile
+) -> dict[str, Any]:
     """The compile-time arguments."""
     wide = dtype is torch.float64
     TYPE = tl.float64 if wide else tl.float32
@@ -171,10 +216,15 @@ def _constants(w: Sequence[int], stride: Pair, dilation: Pair, sign: bool, dtype
     FACTOR = TYPE if INTERPRETED and dtype is torch.bfloat16 else FLOATS[dtype]
     constants: dict[str, Any] = {"S": w[1], "T": w[0], "KW": w[3], "BH": stride[0], "BW": stride[1]}
     constants |= {"DH": dilation[0], "DW": dilation[1], "SIGN": sign, "BESIDE": BESIDE}
+    constants |= {"ROWS": tile.pixels, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs}
     tiny = torch.finfo(torch.float64 if wide else torch.float32).tiny
     return constants | {
         "TINY": tiny, "TYPE": TYPE, "FACTOR": FACTOR, "PRECISION": "ieee" if INTERPRETED else "tf32"
     }  # fmt: skip
+
+
+def _options(tile: Tile) -> dict[str, Any]:
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def fill(
@@ -185,10 +235,14 @@ def fill(
     if not y.numel():
         return
     weight = w.permute(2, 3, 1, 0).contiguous()
-    pixels, steps = y.numel() // w.shape[0], w.shape[2] * w.shape[3] * triton.cdiv(w.shape[1], TILE["INPUTS"])
-    _kernel[(triton.cdiv(pixels, TILE["ROWS"]), triton.cdiv(w.shape[0], TILE["OUTPUTS"]))](
+    pixels, outputs = y.numel() // w.shape[0], w.shape[0]
+    key = (str(minus.dtype), int(sign), *map(triton.next_power_of_2, (pixels, *w.shape)))
+    tile = tuning.chosen("dual_product", key, configurations(pixels, outputs, minus.dtype))
+    steps = prod(w.shape[2:]) * triton.cdiv(w.shape[1], tile.inputs)
+    _kernel[(triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.outputs))](
         minus, weight, weight * weight, shift.contiguous(), base.contiguous(), y, z, pixels, *minus.shape[2:], *size,
-        *low, *minus.stride(), steps, **_constants(w.shape, stride, dilation, sign, minus.dtype), **TILE, **OPTIONS,
+        *low, *minus.stride(), steps, **_constants(w.shape, stride, dilation, sign, minus.dtype, tile),
+        **_options(tile),
     )  # fmt: skip
 
 
@@ -238,10 +292,11 @@ operators.differentiate("dual_product", pull)
 
 
 def builds(*, sign: bool = False) -> Iterator[Build]:
-    """What the launcher asks triton for on a GPU, for 128 channels, channels last."""
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        constants = _constants((128, 128, 3, 3), (1, 1), (1, 1), sign, dtype) | TILE | {"ms": 1}
-        kinds = dict.fromkeys(("minus", "w", "squares", "shift", "base"), f"*{FLOATS[dtype].name}")
-        kinds |= dict.fromkeys(("y", "z"), f"*{FLOATS[dtype].name}" if sign else "*fp32")
-        types = {name: kinds.get(name, "i32") for name in _kernel.arg_names if name not in constants}
-        yield Build(_kernel, types, constants, OPTIONS, matrix=True)
+    """What the launcher asks triton for on a GPU: all tiles of these numbers of outputs, the first one for signs."""
+    for outputs, dtype in ((128, torch.bfloat16), (64, torch.float16), (32, torch.bfloat16), (128, torch.float32)):
+        for tile in configurations(2**20, outputs, dtype)[: 1 if sign else None]:
+            constants = _constants((outputs, 128, 3, 3), (1, 1), (1, 1), sign, dtype, tile) | {"ms": 1}
+            kinds = dict.fromkeys(("minus", "w", "squares", "shift", "base"), f"*{FLOATS[dtype].name}")
+            kinds |= dict.fromkeys(("y", "z"), f"*{FLOATS[dtype].name}" if sign else "*fp32")
+            types = {name: kinds.get(name, "i32") for name in _kernel.arg_names if name not in constants}
+            yield Build(_kernel, types, constants, _options(tile), matrix=True)

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from convein.kernels import operators
+from convein.kernels import operators, tuning
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
 
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-# Entries of a tile; programs that fill a GPU; tiles at least that a program adds up before sums are split.
-TILE, PROGRAMS, TILES = (64, 4, 2) if INTERPRETED else (1024, 528, 8)
+# Programs that fill a GPU; tiles at least that a program adds up before sums are split.
+PROGRAMS, TILES = (4, 2) if INTERPRETED else (528, 8)
 
 
 def reference(a: Tensor, b: Tensor | None, c: Tensor | None, summed: Sequence[int]) -> Tensor:
@@ -148,7 +148,10 @@ def _launch(a: Tensor, b: Tensor | None, c: Tensor | None, summed: Sequence[int]
     rows, columns = groups
     assert rows is not None
     assert columns is not None
-    tile = _tile(rows, columns)
+    across = _across(rows, columns)
+    key = (str(a.dtype), len(tensors), int(across), *map(triton.next_power_of_2, (rows.size, columns.size)))
+    chosen = tuning.chosen("product_reduce", key, configurations())
+    tile = _shape(chosen, across, columns.size)
     blocks = triton.cdiv(rows.size, tile["ROWS"])
     parts = max(1, min(PROGRAMS // blocks, columns.size // (TILES * tile["COLUMNS"])))
     part = triton.cdiv(triton.cdiv(columns.size, parts), tile["COLUMNS"]) * tile["COLUMNS"]
@@ -160,16 +163,39 @@ def _launch(a: Tensor, b: Tensor | None, c: Tensor | None, summed: Sequence[int]
     pointers = [*tensors, *[a] * (3 - len(tensors))]
     _kernel[(blocks, parts)](
         *pointers, out, rows.size, columns.size, part, rows.inner, columns.inner, *strides, *[0] * (12 - len(strides)),
-        COUNT=len(tensors), FLAT=columns.inner == columns.size, TYPE=TYPE, **tile, **OPTIONS,
+        COUNT=len(tensors), FLAT=columns.inner == columns.size, TYPE=TYPE, **tile, **_options(chosen),
     )  # fmt: skip
     return y if parts == 1 else y.copy_(out.sum(0).view(y.shape))
 
 
-def _tile(rows: _Group, columns: _Group) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Of one program: entries of each tensor that it reads at once, and warps."""
+
+    entries: int
+    warps: int
+
+
+def configurations() -> tuple[Tile, ...]:
+    """Tiles, that which should be the fastest first: memory is kept busy by what many threads wait for at once."""
+    if INTERPRETED:
+        return (Tile(64, 4),)
+    return Tile(2048, 8), Tile(1024, 4), Tile(2048, 4), Tile(4096, 8)
+
+
+def _across(rows: _Group, columns: _Group) -> bool:
+    """Whether results lie side by side in memory, and their summands do not."""
+    return any(near == 1 for _, near in rows.strides) and not any(near == 1 for _, near in columns.strides)
+
+
+def _shape(tile: Tile, across: bool, summands: int) -> dict[str, int]:
     """Rows and columns of a tile: many of those that lie side by side."""
-    by_rows = any(near == 1 for _, near in rows.strides) and not any(near == 1 for _, near in columns.strides)
-    wide = min(TILE // 128 or 2 if by_rows else TILE, int(triton.next_power_of_2(columns.size)))
-    return {"ROWS": TILE // wide, "COLUMNS": wide}
+    wide = min(tile.entries // 128 or 2 if across else tile.entries, int(triton.next_power_of_2(summands)))
+    return {"ROWS": tile.entries // wide, "COLUMNS": wide}
+
+
+def _options(tile: Tile) -> dict[str, Any]:
+    return {"num_warps": tile.warps, "enable_fp_fusion": True}
 
 
 def _pull(
@@ -201,11 +227,13 @@ def builds() -> Iterator[Build]:
     """What the launcher asks triton for on a GPU: sums along memory and across it, of two and three tensors."""
     for dtype in FLOATS:
         kind = f"*{FLOATS[dtype].name}"
-        for count, along, flat in ((2, True, True), (3, True, False), (3, False, True)):
-            tile = {"ROWS": 1 if along else 128, "COLUMNS": 1024 if along else 8}
-            unit = dict.fromkeys(("ac1", "bc1", "cc1") if along else ("ar1", "br1", "cr1"), 1)
-            TYPE = operators.accumulator(torch.empty(0, dtype=dtype))
-            constants = {"COUNT": count, "FLAT": flat, "TYPE": TYPE, **tile, **unit}
-            names = [name for name in _kernel.arg_names if name not in constants]
-            types = {name: kind if name in set("abcy") else "i32" for name in names}
-            yield Build(_kernel, types, constants, OPTIONS)
+        for count, across, flat in ((2, False, True), (3, False, False), (3, True, True)):
+            # Three tensors take more of a program than two; the other types are no harder than these.
+            most = None if count == 3 and dtype in {torch.bfloat16, torch.float64} else 1
+            for tile in configurations()[:most]:
+                unit = dict.fromkeys(("ar1", "br1", "cr1") if across else ("ac1", "bc1", "cc1"), 1)
+                TYPE = operators.accumulator(torch.empty(0, dtype=dtype))
+                constants = {"COUNT": count, "FLAT": flat, "TYPE": TYPE, **_shape(tile, across, 2**20), **unit}
+                names = [name for name in _kernel.arg_names if name not in constants]
+                types = {name: kind if name in set("abcy") else "i32" for name in names}
+                yield Build(_kernel, types, constants, _options(tile))

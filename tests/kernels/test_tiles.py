@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from convein.kernels import depthwise_pointwise, strips
+from convein.kernels import depthwise_pointwise, dual_product, product_reduce, strips
 from convein.kernels.strips import Tile
 
 
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (strips, depthwise_pointwise):
+    for module in (strips, depthwise_pointwise, dual_product, product_reduce):
         monkeypatch.setattr(module, "INTERPRETED", False)
 
 
@@ -21,6 +21,9 @@ def offered(images: int, size: tuple[int, int], channels: int = 64, reach: tuple
 def test_few_tiles_are_offered_each_once() -> None:
     everything = [offered(128, (56, 56)), offered(1, (7, 7)), offered(128, (56, 56), 16)]
     everything += [depthwise_pointwise.configurations(25088, t) for t in (1, 10, 64, 100, 256, 512, 2000)]
+    for dtype in (torch.float16, torch.float32):
+        everything += [dual_product.configurations(2**15, t, dtype) for t in (1, 32, 64, 100, 128, 300)]
+    everything.append(product_reduce.configurations())
     for tiles in everything:
         assert 0 < len(tiles) == len(set(tiles)) <= 6
 
@@ -46,6 +49,8 @@ def test_no_tile_is_offered_for_a_ring_that_does_not_fit() -> None:
 @pytest.mark.parametrize("t", [16, 64, 100, 256, 512])
 def test_one_program_makes_all_outputs_of_many_pixels(t) -> None:
     assert depthwise_pointwise.configurations(2**20, t)[0].outputs >= t
+    for dtype in (torch.bfloat16, torch.float32):
+        assert dual_product.configurations(2**20, t, dtype)[0].outputs >= min(t, 128)
 
 
 def test_pixels_are_spread_over_the_gpu() -> None:
@@ -54,6 +59,7 @@ def test_pixels_are_spread_over_the_gpu() -> None:
 
 
 def test_interpreted_kernels_have_one_small_tile(monkeypatch) -> None:
-    for module in (strips, depthwise_pointwise):
+    for module in (strips, depthwise_pointwise, dual_product, product_reduce):
         monkeypatch.setattr(module, "INTERPRETED", True)
     assert len(offered(128, (56, 56))) == len(depthwise_pointwise.configurations(25088, 256)) == 1
+    assert len(dual_product.configurations(25088, 256, torch.bfloat16)) == len(product_reduce.configurations()) == 1
