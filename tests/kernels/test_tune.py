@@ -192,6 +192,23 @@ def test_one_configuration_is_timed_only(device: torch.device, monkeypatch: pyte
     assert row.microseconds_before == row.microseconds_after > 0
 
 
+def test_the_kernel_of_an_expression_is_launched_as_in_the_call(device: torch.device) -> None:
+    dtype = torch.float64 if device.type == "cpu" else torch.bfloat16
+    shapes = (2, 16, 5, 5), (16, 3, 3), (16, 16)
+    operands = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    layer = convein.compile("bshw,shw,ts->bthw|hw", *operands, backend="triton")
+    launched: list[Tensor] = []
+
+    def run(call: Callable[[], object]) -> float:
+        launched.append(call())
+        return 1.0
+
+    (row,) = convein.tune(layer, *operands, timer=run).rows
+    assert row.kernel == "depthwise_pointwise"
+    for result in launched:
+        torch.testing.assert_close(result, layer(*operands).detach())
+
+
 def test_deterministic_algorithms_do_not_forbid_it(device: torch.device) -> None:
     with deterministic():
         convein.tune(double, torch.ones(4, device=device), timer=SECOND)
