@@ -118,3 +118,28 @@ def test_matrix_products_over_pixels_have_the_values_and_gradients_of_the_dense_
     for one, other in [(ours, theirs), *gradients]:
         error = (one.double() - other).abs().max() / other.abs().max()
         assert error < 1e-4
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("text", ["bshw,sr,qrhw,qt->bthw|hw", "bshw,rs,qrhw,tq->bthw|hw"])
+def test_small_products_have_few_rows_and_not_few_columns(text: str, memory_format: torch.memory_format) -> None:
+    """A single picture meets factors of low rank: products with few columns are slow, copies of weights are cheap."""
+    x = torch.randn(1, 64, 16, 16).contiguous(memory_format=memory_format)
+    sizes = {"s": 64, "r": 3, "q": 3, "t": 64, "h": 3, "w": 3}
+    factors = [torch.randn([sizes[mode] for mode in term]) for term in text.partition("->")[0].split(",")[1:]]
+    leaves = [operand.requires_grad_() for operand in (x, *factors)]
+    plan = convein.compile(text, *leaves, optimize=[(0, 1), (0, 2), (0, 1)]).plan
+    orders = [(0, 2, 3, 1) if memory_format is torch.channels_last else (0, 1, 2, 3)]
+    program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), SHIPPED), orders)
+    assert program.source.count("torch.mm(") == 2
+    assert ".reshape(1, 3, 16, 16), " in program.source, program
+    assert all(".contiguous()" not in s.expression or s.uses[0] in ("x1", "x2", "x3") for s in program.statements)
+    found = run(program, leaves)
+    exact = [operand.detach().double().requires_grad_() for operand in leaves]
+    expected = reference.conv_einsum(text, *exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
+    gradient = torch.randn(found.shape)
+    ours = torch.autograd.grad(found, leaves, gradient)
+    theirs = torch.autograd.grad(expected, exact, gradient.double())
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-2)

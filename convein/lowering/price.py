@@ -20,6 +20,13 @@ HALO = 1.7
 VECTOR = 6
 # Vector units work on blocks of channels: fewer than this cost as much.
 BLOCK = 16
+# Products of matrices by MKL have smaller blocks, as long as the caches hold matrices of so many entries.
+SMALL_BLOCK = 4
+SMALL = 2**17
+# With fewer than so many columns a product takes as long as if it read its first side so many times more, by whether
+# its sides are transposed.
+NARROW = 16
+AGAIN = {(False, False): 6, (True, False): 14, (True, True): 28, (False, True): 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +57,39 @@ class Pricer:
         moved = made * self.target.dtype.itemsize + sum(map(self._bytes, parts))
         return self._time(rates.ELEMENTWISE, made, moved, sum(part.grad for part in parts))
 
+    def product(self, a: Value, b: Value, sizes: tuple[int, int, int], turned: tuple[bool, bool]) -> float:
+        """A product of two plain matrices, (rows, summed) and (summed, free).
+
+        Args:
+            a: the first side.
+            b: the second one.
+            sizes: rows, summed, free.
+            turned: whether the memory of each side has its columns one after the other.
+        """
+        (rows, summed, free), (first, second) = sizes, turned
+        again = _again(rows, summed, free, first, second)
+        # For a transposed side autograd computes the transposed gradient.
+        if a.grad:
+            again += (
+                _again(summed, free, rows, second, True) if first else _again(rows, free, summed, False, not second)
+            )
+        if b.grad:
+            again += _again(free, rows, summed, True, first) if second else _again(summed, rows, free, not first, False)
+        if not self.target.chooses_layouts:
+            again = 0
+        rate = self.target.rates.forward[rates.MATRIX]
+        more = rate.time(0, again * self.target.dtype.itemsize) - rate.overhead
+        return self.matrix(rates.MATRIX, 1, rows, summed, free, (a, b)) + more
+
     def matrix(self, kind: str, batch: int, rows: int, summed: int, free: int, parts: tuple[Value, Value]) -> float:
         """`batch` products of a (rows, summed) and a (summed, free) matrix."""
-        blocks = _blocks if kind == rates.ROWS else _columns
+        largest = max(rows * summed, summed * free, rows * free)
+        block = SMALL_BLOCK if kind == rates.MATRIX and largest <= SMALL else BLOCK
+
+        def blocks(count: int) -> int:
+            # A single column is a vector, for which there are calls of their own.
+            return 1 if count == 1 and kind != rates.ROWS else _blocks(count, block)
+
         flops = 2 * batch * rows * summed * blocks(free)
         # In the backward pass the rows are columns, or are summed.
         padded = 2 * batch * blocks(rows) * blocks(summed) * blocks(free)
@@ -148,10 +185,10 @@ class Pricer:
         return found
 
 
-def _blocks(channels: int) -> int:
-    return -(-channels // BLOCK) * BLOCK
+def _again(rows: int, summed: int, free: int, first: bool, second: bool) -> int:
+    """How many entries of its first side a product with few columns reads again."""
+    return rows * summed * AGAIN[first, second] if 1 < free < NARROW else 0
 
 
-def _columns(count: int) -> int:
-    """A single column is a vector, for which there are calls of their own."""
-    return 1 if count == 1 else _blocks(count)
+def _blocks(channels: int, block: int = BLOCK) -> int:
+    return -(-channels // block) * block

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 
+from convein.lowering.price import SMALL
 from convein.lowering.target import Target
 from convein.lowering.values import Axis, Size, Value
 from convein.lowering.writer import Writer
@@ -45,13 +47,16 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
 def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tuple[str, ...]:
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
-    `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last.
+    `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last,
+    and `"columns"` makes the transposed result of a small side where they are last.
     """
     x, w = _rows_first(left, right, target)
     shared = [mode for mode in x.modes if mode in w.modes]
     if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
         return ("plain",)
-    return ("plain", "rows")
+    if set(x.modes[-len(shared) :]) != set(shared):
+        return ("plain", "rows")
+    return ("plain", "columns") if target.count(x) <= SMALL and len(shared) < len(w.modes) else ("plain",)
 
 
 def _rows_first(left: Value, right: Value, target: Target) -> tuple[Value, Value]:
@@ -114,14 +119,10 @@ def _single(writer: Writer, x: Value, w: Value, summed: Axis, way: str) -> Value
         if price < math.inf:
             a, b = writer.arrange(x, (before, summed, after)), writer.arrange(w, (free, summed))
             return writer.emit(f"pointwise({a.name}, {b.name})", [a, b], (before, after, free), sizes, price)
-    if way == "rows":
+    if way == "columns" or (way == "plain" and not before):
+        return _product(writer, x, w, before + after, summed, free, columns=True)
+    if way == "rows" or not after:
         return _rows(writer, x, w, before + after, summed, free)
-    if not after:
-        return _rows(writer, x, w, before, summed, free)
-    if not before:
-        a, b = writer.arrange(w, (free, summed)), writer.arrange(x, (summed, after))
-        price = writer.price.matrix(rates.MATRIX, 1, numbers[3], numbers[2], numbers[1], (a, b))
-        return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (free, after), sizes, price)
     b = writer.arrange(x, (before, summed, after))
     price = writer.price.matrix(rates.BATCHED, numbers[0], numbers[3], numbers[2], numbers[1], (w, x))
     if target.prefers_pointwise_conv:
@@ -138,15 +139,54 @@ def _rows(writer: Writer, x: Value, w: Value, before: Axis, summed: Axis, free: 
     """The product of two matrices, by whichever of the machine's ways is faster at this size."""
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     numbers = [_count(target, sizes, modes) for modes in (before, summed, free)]
-    a = writer.arrange(x, (before, summed))
-    price, linear = (
-        writer.price.matrix(kind, 1, numbers[0], numbers[1], numbers[2], (x, w)) for kind in (rates.MATRIX, rates.ROWS)
-    )
-    if target.chooses_layouts and linear < price:
-        b = writer.arrange(w, (free, summed))
-        return writer.emit(f"linear({a.name}, {b.name})", [a, b], (before, free), sizes, linear)
-    b = writer.arrange(w, (summed, free))
-    return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], (before, free), sizes, price)
+    linear = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (x, w))
+    order = _best_order(writer, x, w, before, summed, free, columns=False)
+    if not target.chooses_layouts or linear >= order.price + order.copy:
+        return _product(writer, x, w, before, summed, free, columns=False)
+    a, b = writer.arrange(x, (before, summed)), writer.arrange(w, (free, summed))
+    return writer.emit(f"linear({a.name}, {b.name})", [a, b], (before, free), sizes, linear)
+
+
+def _product(writer: Writer, x: Value, w: Value, rest: Axis, summed: Axis, free: Axis, *, columns: bool) -> Value:
+    """The product of x and w as matrices, (rest, free), or transposed, (free, rest)."""
+    choice = _best_order(writer, x, w, rest, summed, free, columns=columns)
+    left = writer.arrange(x, (summed, rest) if columns else (rest, summed))
+    right = writer.arrange(w, (free, summed) if choice.own_first else (summed, free), dense=choice.copy > 0)
+    if choice.own_first is not columns:
+        right = writer.transpose(right, (1, 0))
+    a, b = (right, left) if columns else (left, right)
+    axes = (free, rest) if columns else (rest, free)
+    return writer.emit(f"torch.mm({a.name}, {b.name})", [a, b], axes, {**w.sizes, **x.sizes}, choice.price)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """How the memory of weights has their modes when they are multiplied.
+
+    Attributes:
+        own_first: whether their own modes are before the summed ones.
+        price: of the product.
+        copy: of bringing them there, where they lie the other way round.
+    """
+
+    own_first: bool
+    price: float
+    copy: float
+
+
+def _best_order(writer: Writer, x: Value, w: Value, rest: Axis, summed: Axis, free: Axis, *, columns: bool) -> _Order:
+    sizes = {**w.sizes, **x.sizes}
+    m, k, n = (_count(writer.target, sizes, modes) for modes in (rest, summed, free))
+    turned = x.modes == ((*rest, *summed) if columns else (*summed, *rest))
+    found = []
+    for own_first in (columns, not columns):
+        if columns:
+            price = writer.price.product(w, x, (n, k, m), (not own_first, turned))
+        else:
+            price = writer.price.product(x, w, (m, k, n), (turned, own_first))
+        copied = w.modes == ((*summed, *free) if own_first else (*free, *summed))
+        found.append(_Order(own_first, price, writer.price.copy(w) if copied else 0.0))
+    return min(found, key=lambda order: order.price + order.copy)
 
 
 def _batched(writer: Writer, x: Value, w: Value, batch: Axis, summed: Axis) -> Value:

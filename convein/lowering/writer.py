@@ -61,7 +61,7 @@ class Writer:
         if value.axes == wanted:
             return value
         text = value.name
-        pieces = [piece for axis in value.axes for piece in _runs(axis, wanted)]
+        pieces = _runs(value.modes, wanted)
         if pieces != list(value.axes):
             text += f".reshape({', '.join(str(value.size(piece)) for piece in pieces)})" if pieces else ".reshape(())"
         order = sorted(range(len(pieces)), key=lambda place: _rank(pieces[place], wanted))
@@ -115,8 +115,13 @@ class Writer:
         return self.emit(text, [value], [value.axes[place] for place in order], value.sizes)
 
     def own(self, w: Value, x: Value) -> Axis:
-        """The modes that only w has, in the order of the result: w is weights, which are cheap to rearrange."""
-        found = [mode for mode in w.modes if mode not in x.modes]
+        """The modes that only w has, in the order of the result: w is weights, which are cheap to rearrange.
+
+        What comes of weights alone and is no result is rearranged later anyway.
+        """
+        found = tuple(mode for mode in w.modes if mode not in x.modes)
+        if not x.signal and any(mode not in self._output for mode in found):
+            return found
         return tuple(sorted(found, key=lambda mode: self._output.get(mode, -1)))
 
     def split(self, value: Value) -> Value:
@@ -167,11 +172,11 @@ def _exchanged(order: list[int]) -> tuple[int, int] | None:
     return (first, second) if order[first:] == [*range(second, len(order)), *range(first, second)] else None
 
 
-def _runs(axis: Axis, wanted: tuple[Axis, ...]) -> list[Axis]:
-    """An axis cut only where the wanted axes need it: neighbours that stay neighbours stay merged."""
+def _runs(modes: Axis, wanted: tuple[Axis, ...]) -> list[Axis]:
+    """Modes cut only where the wanted axes need it: neighbours that stay neighbours are merged."""
     follows = {(first, second) for w in wanted for first, second in pairwise(w)}
     runs: list[list[str]] = []
-    for mode in axis:
+    for mode in modes:
         if runs and (runs[-1][-1], mode) in follows:
             runs[-1].append(mode)
         else:
