@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from convein.errors import OptionError
 
 Padding = str | int | tuple[int, int]
+W = TypeVar("W", bound=str)
 
 
 class Unset(Enum):
@@ -143,6 +144,25 @@ def as_integer(value: object) -> int | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return number if abs(number) < 2**62 else None
+
+
+def one_of(name: str, value: object, choices: Sequence[W], kind: str | None = None) -> W:
+    """A word among those that there are.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        choices: the words.
+        kind: of thing that a word names; by default the argument's name says it.
+
+    Raises:
+        OptionError: it is another word, or none.
+    """
+    for choice in choices:
+        if isinstance(value, str) and value == choice:
+            return choice
+    kind = name.replace("_", " ") if kind is None else kind
+    raise OptionError(f"{name}={shown(value)}: there is no such {kind}", hint=f"one of {', '.join(map(repr, choices))}")
 
 
 def of_python(value: object) -> object:

@@ -351,7 +351,7 @@ def test_strides_and_dilations_are_of_the_moving_average() -> None:
     ("given", "message"),
     [
         ({"factors": 0}, "factors=0 is no size"),
-        ({"stability": "bound"}, "stability='bound': there is no such parametrisation"),
+        ({"stability": "bound"}, 'stability="bound": there is no such parametrisation'),
         ({"a_init": 1.0}, "a_init=1.0 is no coefficient"),
         ({"a_init": "zeros"}, "a_init='zeros' is no coefficient"),
         ({"margin": 0.0}, "margin=0.0 below"),

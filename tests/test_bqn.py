@@ -491,6 +491,11 @@ def test_the_objective_scales_the_entropy() -> None:
         for parameter in network.parameters():
             parameter.zero_()
     close(bqn.entropy(network), torch.tensor(15 * math.log(3) + 6 * math.log(2)), 1e-4)
+    with torch.no_grad():
+        network[0].theta[..., 1] = -math.inf  # an excluded level: two are left
+    close(bqn.entropy(network), torch.tensor(3 * math.log(3) + 18 * math.log(2)), 1e-4)
+    bqn.entropy(network).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
     losses = torch.tensor([1.0, 2.0])
     wanted = 3 - 0.5 * bqn.entropy(network) * 2 / 10
     close(bqn.objective(losses, network, 10, 0.5), wanted, 1e-5)

@@ -94,8 +94,10 @@ def test_the_network_in_a_mode_is_the_plain_network() -> None:
     with in_mode(model, "sampled"):
         torch.manual_seed(3)
         sampled = model(x)
-    generator = torch.Generator().manual_seed(3)
+    generator, untouched = torch.Generator().manual_seed(3), torch.get_rng_state()
     plain = to_plain(model, "sampled", generator)
+    to_plain(model)
+    assert torch.equal(torch.get_rng_state(), untouched)
     same(plain(x), sampled)
     assert not torch.allclose(sampled, likeliest)
     same(to_plain(model, "sampled", generator.manual_seed(3))(x), sampled)
@@ -341,7 +343,7 @@ def test_empty_batches_and_more_batch_dimensions() -> None:
         (lambda: bqn.Linear(3, 2, levels="octonary"), "no levels have this name"),
         (lambda: bqn.Linear(3, 2, levels=(1,)), "two different numbers or more"),
         (lambda: bqn.Linear(3, 2, levels=(1, 1)), "two different numbers or more"),
-        (lambda: bqn.Linear(3, 2, propagation="fft"), "distributions pass a sum in no such way"),
+        (lambda: bqn.Linear(3, 2, propagation="fft"), 'propagation="fft": there is no such propagation'),
         (lambda: bqn.Linear(0, 2), "in_features=0"),
         (lambda: bqn.Linear(3, 2, dtype=torch.int64), "dtype=torch.int64 of log-probabilities"),
         (lambda: bqn.Conv2d(3, 4, 3, groups=2), "in_channels=3 is no multiple of groups=2"),

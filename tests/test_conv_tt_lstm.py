@@ -352,6 +352,23 @@ def test_copies_state_dicts_and_types(layer: Any) -> None:
     assert ConvLSTM(3, 2, 3, device="meta")(x.to("meta"))[0].shape == value.shape
 
 
+def test_gradients_of_torch_func_are_not_checkpointed() -> None:
+    layer, x = ConvLSTM(2, 3, checkpoint=True, dtype=DOUBLE), torch.randn(3, 1, 2, 4, 4, dtype=DOUBLE)
+    parameters = {name: one.detach() for name, one in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        value: Tensor = functional_call(layer, parameters, (x,))[0]
+        return value.square().sum()
+
+    with pytest.raises(OptionError, match=r"checkpoint=True: gradients of torch\.func keep what they need"):
+        torch.func.grad(loss)(parameters)
+    layer.checkpoint = False
+    ours = torch.func.grad(loss)(parameters)
+    layer.checkpoint = True
+    layer(x)[0].square().sum().backward()
+    same(ours, {name: one.grad for name, one in layer.named_parameters()})
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_one_graph_for_every_batch(checkpoint: bool) -> None:
     layer = ConvTTLSTM(3, 2, 3, order=2, steps=2, ranks=2, checkpoint=checkpoint)
@@ -409,7 +426,10 @@ def test_parameters_and_how_they_are_drawn() -> None:
         (lambda: ConvTTLSTMCell(3, 4, order=3, steps=2), "steps=2 stored states for order=3"),
         (lambda: ConvTTLSTMCell(3, 4, ranks=(8, 8)), r"ranks=\(8, 8\) of a train of order 3"),
         (lambda: ConvTTLSTMCell(3, 4, ranks=0), "ranks=0 is no size"),
-        (lambda: ConvTTLSTMCell(3, 4, window="rolling"), "window=\"rolling\"\n\none of 'sliding', 'fixed'"),
+        (
+            lambda: ConvTTLSTMCell(3, 4, window="rolling"),
+            "window=\"rolling\": there is no such window\n\none of 'sliding', 'fixed'",
+        ),
         (lambda: ConvTTLSTMCell(3, 0), "hidden_channels=0"),
         (lambda: ConvTTLSTM(3, 4, (3, 3, 3)), r"kernel_size=\(3, 3, 3\)"),
         (lambda: ConvLSTM(3, 4, padding_mode="reflect"), 'padding_mode="reflect"'),

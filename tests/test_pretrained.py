@@ -122,6 +122,9 @@ def test_drawn_factors_take_the_place_of_a_weight() -> None:
         (lambda: from_linear(nn.Conv1d(2, 2, 1)), "from_linear takes nn.Linear, not Conv1d"),
         (lambda: from_conv(nn.Conv2d(4, 4, 3), "interleaved"), "form='interleaved' of a trained layer"),
         (lambda: from_conv(nn.Conv2d(4, 4, 3), "cpp"), "did you mean 'cp'?"),
+        (lambda: from_conv(nn.Conv2d(4, 4, 3), "svd", seed="a"), 'seed="a" is no seed'),  # type: ignore[arg-type]
+        (lambda: from_linear(nn.Linear(4, 4), "cp", seed=0.5), "seed=0.5 is no seed"),  # type: ignore[arg-type]
+        (lambda: convein.tensorize(nn.Linear(4, 4), "svd", seed=None, dry_run=True), "seed=None is no seed"),
         (lambda: from_conv(nn.Conv2d(4, 4, 3), init="lecun"), "init='lecun' of a decomposed layer"),
         (lambda: to_torch(Embedding(4, 4)), "convolutions and linear layers here, not Embedding"),
         (lambda: to_torch(Conv2d(4, 4, 3, stride=2, padding="same")), "torch's Conv2d cannot be this layer: padding="),

@@ -19,6 +19,14 @@ from convein.layers import ARMAStage, field_radius, receptive_field, theoretical
 ROWS = np.load(Path(__file__).parent / "golden" / "arma.npz")["erf/rows_L_K_dil_a_measured_theory"]
 
 
+def test_in_inference_mode() -> None:
+    conv, x = nn.Conv1d(2, 3, 3, padding=1), torch.randn(1, 2, 7)
+    wanted = receptive_field(conv, x)
+    with torch.inference_mode():
+        for given in (x, x.clone()):
+            torch.testing.assert_close(receptive_field(conv, given), wanted)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(f"{one:g}" for one in row[:4]))
 def test_the_published_radii(row: np.ndarray) -> None:
     depth, kernel_size, dilation, coefficient, measured, theory = row

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from convein import OptionError, ShapeError, conv_einsum
 from convein.layers.sc_fac import (
     GroupSort,
+    LipschitzWideResNet,
     OrthogonalConv1d,
     OrthogonalConv2d,
     OrthogonalConvTranspose1d,
@@ -30,6 +32,7 @@ from convein.layers.sc_fac import (
     Rotation,
     Subspace,
     factors,
+    flow_block,
     orthogonal_weights,
     rebase,
     singular_values,
@@ -696,6 +699,69 @@ def test_gradients_accumulate_over_contexts() -> None:
     same(free.grad, wanted)
 
 
+def test_checkpoints_use_the_shared_weights_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = moved(stack().double()), torch.randn(2, 4, 4, 4, dtype=DOUBLE)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(model(x).square().sum(), parameters)
+    shapes = counted(monkeypatch)
+    with orthogonal_weights(model):
+        middle = checkpoint(model[:4], x, use_reentrant=False)
+        loss = checkpoint(model[4:], middle, use_reentrant=False).square().sum()
+    made = len(shapes)
+    for keeps in (True, False):
+        same(torch.autograd.grad(loss, parameters, retain_graph=keeps), wanted)
+    assert len(shapes) == made
+    # What is lent goes when the graph goes, and only those who recompute get it.
+    lent = model[0]._lent
+    assert lent() is not None
+    model(x)
+    assert len(shapes) > made
+    del loss, middle
+    assert lent() is None
+    copy.deepcopy(model)(x)
+
+
+def test_other_modes_of_torch_around_a_flow() -> None:
+    flow = flow_block(4, 6, dtype=DOUBLE)
+    numbers = torch.Generator()
+    x = torch.randn(2, 4, 5, 5, dtype=DOUBLE)
+    wanted = flow.transform(x, numbers.manual_seed(1))
+    for first in (x, None):
+        with torch.inference_mode():
+            given = x.clone() if first is None else first
+            same(flow.transform(given, numbers.manual_seed(1)), tuple(one.detach() for one in wanted))
+            with orthogonal_weights(flow.requires_grad_(first is x)):
+                same(flow.transform(given, numbers.manual_seed(1))[1], wanted[1].detach())
+    assert not flow.transform(x)[0].is_inference()
+
+
+def test_device_and_type_of_a_network() -> None:
+    bare = LipschitzWideResNet(10, 1, size=8, device="meta", dtype=DOUBLE)
+    assert {(one.device.type, one.dtype) for one in [*bare.parameters(), *bare.buffers()]} == {("meta", DOUBLE)}
+    assert LipschitzWideResNet(10, 1, size=8, dtype=DOUBLE)(torch.randn(1, 3, 8, 8, dtype=DOUBLE)).dtype == DOUBLE
+
+
+def test_an_inverse_that_zeros_prevent() -> None:
+    with pytest.raises(ShapeError, match='padding_mode="zeros" cuts the border off'):
+        OrthogonalConvTranspose1d(4, 4, 3, padding_mode="zeros").inverse(torch.randn(1, 4, 6))
+    with pytest.raises(ShapeError, match="4 channels become 2 in a window"):
+        OrthogonalConvTranspose1d(4, 2, 3, padding_mode="zeros").inverse(torch.randn(1, 2, 6))
+
+
+def test_a_start_takes_only_the_steps_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Tensor] = []
+    original = factors._polished
+    monkeypatch.setattr(factors, "_polished", lambda given: steps.append(given) or original(given))
+    layer = OrthogonalLinear(40, 3, dtype=DOUBLE)
+    assert not steps
+    Q = orthonormal(40)[0]
+    for error, count in ((1e-9, 1), (1e-3, 2)):
+        steps.clear()
+        layer.subspace.assign(Q + error * torch.randn(40, 40, dtype=DOUBLE).tanh())
+        assert len(steps) == count
+        same(layer.subspace.base.mT @ layer.subspace.base, torch.eye(40, dtype=DOUBLE)[None], max(1e-12, error**3))
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -704,7 +770,7 @@ def test_gradients_accumulate_over_contexts() -> None:
         (lambda: OrthogonalConv2d(4, 4, 3, padding_mode="reflect"), "padding_mode='reflect' is not orthogonal"),
         (lambda: OrthogonalConv2d(4, 6, 3, groups=4), "out_channels=6 is no multiple of groups=4"),
         (lambda: OrthogonalConv2d(4, 4, 2, init="identity"), "has no middle one"),
-        (lambda: OrthogonalConv2d(4, 4, 3, init="identical"), "init='identical'"),
+        (lambda: OrthogonalConv2d(4, 4, 3, init="identical"), 'init="identical": there is no such initialisation'),
         (lambda: OrthogonalConv2d(4, 4, 3, map="expm"), "map='expm' makes no orthogonal matrices"),
         (lambda: OrthogonalConv2d(4, 4, 3, rank=5), "rank=5 of 4 subspaces"),
         (lambda: OrthogonalConv2d(4, 4, 3, rank=(1, 2)), r"rank=\(1, 2\) of 4 subspaces"),

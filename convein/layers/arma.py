@@ -14,7 +14,8 @@ from convein.layers.autoregression import autoregress, taps
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, Size, positive
 from convein.layers.factorised import Factorised
 from convein.layers.pretrained import from_conv
-from convein.layers.stability import known, reparametrised, sums_and_differences
+from convein.layers.stability import STABILITIES, reparametrised, sums_and_differences
+from convein.options import one_of
 from convein.tracing import is_proxy, record
 
 _CONVOLUTIONS = {1: Conv1d, 2: Conv2d, 3: Conv3d}
@@ -62,7 +63,7 @@ class _ARMANd(nn.Module):
         device: torch.device | str | None, dtype: torch.dtype | None,
     ) -> None:  # fmt: skip
         self.factors = positive("factors", factors)
-        self.stability = known(stability)
+        self.stability = one_of("stability", stability, STABILITIES, "parametrisation")
         if isinstance(a_init, bool) or not isinstance(a_init, (int, float)) or not 0 <= a_init < 1:
             raise OptionError(f"a_init={a_init!r} is no coefficient", hint="a number from 0, and below 1")
         if margin is not None and not (isinstance(margin, float) and 0 < margin <= 1):

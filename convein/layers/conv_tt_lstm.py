@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from convein.errors import OptionError
 from convein.layers.conv import positive
 from convein.layers.conv_lstm import ConvLSTM, ConvLSTMCell, draw_bias
-from convein.layers.ctt import ConvTensorTrain, draw, one_of
+from convein.layers.ctt import ConvTensorTrain, draw
 from convein.layers.recurrence import Cell, Recurrent, State, gated, zeros
-from convein.options import as_integer, shown
+from convein.options import as_integer, one_of, shown
 
 __all__ = ["ConvLSTM", "ConvLSTMCell", "ConvTTLSTM", "ConvTTLSTMCell", "ConvTensorTrain"]
 

@@ -7,7 +7,6 @@ J. Su, "Spectral Methods for Neural Network Designs", University of Maryland 202
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from convein.errors import OptionError, ShapeError
 from convein.layers.conv import each, positive
-from convein.options import shown
+from convein.options import one_of, shown
 from convein.pipeline import conv_einsum
 
 # One stage of the train, by what lies outside of the picture. An input may be smaller than the kernel.
@@ -217,14 +216,3 @@ def draw(weight: Tensor, init: str, *, outputs: int | None = None, inputs: int |
     fan_in, fan_out = taps * (inputs or weight.shape[1]), taps * (outputs or weight.shape[0])
     bound = (6 / (fan_in + fan_out)) ** 0.5 if init == "xavier" else fan_in**-0.5
     nn.init.uniform_(weight, -bound, bound)
-
-
-def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    """A word among those that there are.
-
-    Raises:
-        OptionError: it is another one.
-    """
-    if not isinstance(value, str) or value not in choices:
-        raise OptionError(f"{name}={shown(value)}", hint=f"one of {', '.join(map(repr, choices))}")
-    return value

@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from convein.errors import OperandError, OptionError
+from convein.options import as_integer, shown
 
 # A loop that multiplies more often than this takes longer than a few seconds, and says how far it is.
 LONG_WORK = 1e11
@@ -94,7 +95,19 @@ def leading(dense: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
 
 def seeded(seed: int) -> torch.Generator:
     """A source of random numbers of its own: the global one is the user's."""
-    return torch.Generator("cpu").manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(checked_seed(seed))
+
+
+def checked_seed(seed: object) -> int:
+    """The option `seed` of starts that are drawn.
+
+    Raises:
+        OptionError: it is no integer.
+    """
+    number = as_integer(seed)
+    if number is None:
+        raise OptionError(f"seed={shown(seed)} is no seed", hint="an integer: seed=0")
+    return number
 
 
 def drawn(shape: Sequence[int], like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from convein.errors import OptionError
 from convein.layers import decompositions
 from convein.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from convein.layers.dense import checked_seed
 from convein.layers.factorised import Factorised, Rank
 from convein.layers.forms import Axis, Factorisation, Node, Weight
 from convein.layers.linear import Linear
@@ -143,6 +144,7 @@ def _factorised(
 ) -> Factorised:  # fmt: skip
     ours = next(ours for theirs, ours in _OURS.items() if isinstance(module, theirs))
     weight: Tensor = module.weight  # type: ignore[assignment]
+    seed = checked_seed(seed)
     if decompose:
         check_decomposable(form)
     if decompose and "init" in options:

@@ -73,8 +73,9 @@ def receptive_field(module: nn.Module, input: Tensor, position: Sequence[int] | 
         ShapeError: the output has other dimensions, or no such position.
         OptionError: the output depends on no input.
     """
-    leaf = input.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # What inference mode made is copied: no gradient can pass through it.
+        leaf = (input.clone() if input.is_inference() else input.detach()).requires_grad_()
         output = module(leaf)
         space = output.shape[2:]
         if output.dim() != input.dim() or input.dim() < 3:

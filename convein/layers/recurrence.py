@@ -16,9 +16,9 @@ from convein.execution import kernels
 from convein.execution.ops import is_untraced, transposed
 from convein.layers.bias import biased
 from convein.layers.conv import each, positive
-from convein.layers.ctt import INITS, STAGE, one_of
+from convein.layers.ctt import INITS, STAGE
 from convein.layers.misfits import input_of_another_kind
-from convein.options import as_bool, as_integer, shown
+from convein.options import as_bool, as_integer, one_of, shown
 from convein.pipeline import conv_einsum
 
 # What a cell knows after a step: the hidden states it will read again, oldest first, the cell state, and more.
@@ -263,9 +263,18 @@ def segments(
 
     Returns:
         The outputs of all steps, and the last state.
+
+    Raises:
+        OptionError: segments are to be computed again, and torch.func takes the gradients.
     """
     if checkpoint is False or not torch.is_grad_enabled():
         return run(state, *steps)
+    recomputes = torch.compiler.is_compiling() or torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    if not recomputes:
+        raise OptionError(
+            f"checkpoint={checkpoint!r}: gradients of torch.func keep what they need, and nothing is computed again",
+            hint="checkpoint=False, or torch.autograd.grad",
+        )
     length = ceil(len(steps) / isqrt(len(steps))) if checkpoint is True else checkpoint
     outputs = []
     for first in range(0, len(steps), length):

@@ -15,26 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convein.errors import OptionError
-
 STABILITIES = ("bounded", "free_difference", "none")
 
 # All factors of a channel together may amplify by ten to this: what rounding leaves of a result after that is noise
 # (float64, float32), or what can be represented ends (float16).
 _LARGEST_GAIN = {torch.float64: 16, torch.float32: 8, torch.float16: 4, torch.bfloat16: 4}
-
-
-def known(stability: str) -> str:
-    """The name of a parametrisation.
-
-    Raises:
-        OptionError: nothing has this name.
-    """
-    if stability not in STABILITIES:
-        raise OptionError(
-            f"stability={stability!r}: there is no such parametrisation", hint=", ".join(map(repr, STABILITIES))
-        )
-    return stability
 
 
 def margin_of(dtype: torch.dtype, factors: int) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 
 from convein.errors import ConveinError, OptionError
 from convein.layers import FORMS, from_conv, from_linear
+from convein.layers.dense import checked_seed
 from convein.layers.factorised import Factorised, Rank
 from convein.layers.forms import misfit
 from convein.layers.misfits import OF_THE_PLAN, unknown_option
@@ -41,6 +42,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", of_python(self.rank))
+        object.__setattr__(self, "seed", checked_seed(self.seed))
         if self.form not in (*FORMS, AUTO):
             close = get_close_matches(str(self.form).lower(), [*FORMS, AUTO], 1)
             raise OptionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,11 +21,10 @@ from convein.layers.bqn.sums import (
     moments,
     product_lattice,
     products,
-    read_propagation,
     support,
 )
 from convein.layers.constants import constant
-from convein.options import shown
+from convein.options import one_of, shown
 from convein.pipeline import conv_einsum
 
 
@@ -55,7 +55,7 @@ class Categorical(Moded):
             raise OptionError(f"dtype={dtype!r} of log-probabilities", hint="a floating point dtype: torch.float32")
         self.stencil = stencil
         self.levels = read_levels(levels)
-        self.propagation = read_propagation(propagation)
+        self.propagation = one_of("propagation", propagation, PROPAGATIONS)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         count = len(self.levels)
         self.theta = nn.Parameter(torch.empty(*stencil.weight_shape, count, **made))
@@ -78,7 +78,9 @@ class Categorical(Moded):
     def entropy(self) -> Tensor:
         """The sum of the entropies of all weights and biases, in nats: a scalar."""
         logs = [theta.log_softmax(-1) for theta in (self.theta, self.theta_bias) if theta is not None]
-        return torch.stack([-(log.exp() * log).sum() for log in logs]).sum()
+        # A level that is excluded adds nothing, and its logarithm is -inf.
+        terms = [torch.where(log == -math.inf, 0, log).mul(log.exp()).sum() for log in logs]
+        return -torch.stack(terms).sum()
 
     def likeliest(self) -> tuple[Tensor, Tensor | None]:
         """The level with the highest probability, of every weight and bias; of equal ones the first."""
@@ -128,10 +130,10 @@ class Categorical(Moded):
         return self._propagate(as_activation(input), signs=signs)
 
     def filled(self, made: nn.Module, mode: str, generator: torch.Generator | None) -> nn.Module:
-        """A layer of torch of this one's shapes, with the weights of a mode."""
+        """A layer of torch of this one's shapes, made without numbers, with the weights of a mode."""
         weight, bias = self.weights(mode, generator)
         state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        made.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
+        made.to_empty(device=weight.device).to(weight.dtype).load_state_dict(state)
         return made
 
     def _propagate(self, input: Activation, *, signs: bool) -> Gaussian | Pmf | Discrete:

@@ -90,13 +90,17 @@ class Conv3d(_ConvNd):
 
 
 def plain_convolution(stencil: Stencil, *, bias: bool) -> tuple[nn.Module, nn.Module | None]:
-    """Torch's convolution of a stencil, and what pads before it where the two sides are padded differently."""
+    """Torch's convolution of a stencil, and what pads before it where the two sides are padded differently.
+
+    The convolution has no numbers yet: they would be drawn, from the source that is the user's.
+    """
     count = len(stencil.kernel)
     even = all(lo == hi for lo, hi in stencil.padding)
     given: dict[str, Any] = {"stride": stencil.stride, "dilation": stencil.dilation, "groups": stencil.groups}
     if even:
         given |= {"padding": tuple(lo for lo, _ in stencil.padding), "padding_mode": stencil.padding_mode}
-    made: nn.Module = getattr(nn, f"Conv{count}d")(stencil.inputs, stencil.outputs, stencil.kernel, bias=bias, **given)
+    kind = getattr(nn, f"Conv{count}d")
+    made: nn.Module = kind(stencil.inputs, stencil.outputs, stencil.kernel, bias=bias, device="meta", **given)
     if even:
         return made, None
     sides = tuple(side for pair in reversed(stencil.padding) for side in pair)

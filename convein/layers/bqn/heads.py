@@ -166,8 +166,8 @@ class GaussianHead(Layer):
 
     def plain(self, mode: str, generator: torch.Generator | None) -> nn.Module:  # noqa: ARG002
         """nn.Linear: the mean of the prediction."""
-        made = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False)
-        made.to(self.weight.device, self.weight.dtype).load_state_dict({"weight": self.weight})
+        made = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False, device="meta")
+        made.to_empty(device=self.weight.device).to(self.weight.dtype).load_state_dict({"weight": self.weight})
         return made
 
     def extra_repr(self) -> str:

@@ -48,5 +48,5 @@ class Linear(Categorical):
 
     def plain(self, mode: str, generator: torch.Generator | None) -> nn.Module:
         """nn.Linear with the weights of a mode; see `to_plain`."""
-        made = nn.Linear(self.stencil.inputs, self.stencil.outputs, self.theta_bias is not None)
+        made = nn.Linear(self.stencil.inputs, self.stencil.outputs, self.theta_bias is not None, device="meta")
         return self.filled(made, mode, generator)

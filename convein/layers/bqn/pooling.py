@@ -12,8 +12,9 @@ from convein.errors import OperandError, OptionError
 from convein.layers.bqn.activations import Activation, Dirac, Discrete, Gaussian, Pmf, as_activation, as_gaussian
 from convein.layers.bqn.levels import lattice
 from convein.layers.bqn.stencil import Size
-from convein.layers.bqn.sums import choose, distribution, exact, indicators, read_propagation, support
+from convein.layers.bqn.sums import PROPAGATIONS, choose, distribution, exact, indicators, support
 from convein.layers.bqn.windows import Pool
+from convein.options import one_of
 from convein.pipeline import conv_einsum
 
 
@@ -30,7 +31,7 @@ class _AvgPool(Pool):
     ) -> None:
         super().__init__(kernel_size, stride, padding, 1)
         self.count_include_pad = count_include_pad
-        self.propagation = read_propagation(propagation)
+        self.propagation = one_of("propagation", propagation, PROPAGATIONS)
         if variance not in {"exact", "published"}:
             raise OptionError(f"variance={variance!r} of an average", hint='"exact" or "published"')
         if variance == "published" and propagation not in {"auto", "clt"}:

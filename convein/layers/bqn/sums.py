@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,28 +23,13 @@ from convein.layers.constants import constant
 from convein.pipeline import conv_einsum
 
 Propagation = Literal["auto", "clt", "contraction", "convolution"]
-PROPAGATIONS = ("auto", "clt", "contraction", "convolution")
+PROPAGATIONS: tuple[Propagation, ...] = get_args(Propagation)
 
 # The exact ways are taken as long as one output costs no more multiplications than this: 32 summands that are signs.
 AFFORDABLE = 1024
 # Entries of a direct contraction's table, at most.
 LARGEST_TABLE = 2**18
 _LETTERS = "abcdefghijklmnopqrstuvwxy"
-
-
-def read_propagation(propagation: str) -> Propagation:
-    """The option, checked.
-
-    Raises:
-        OptionError: there is no such way.
-    """
-    for known in PROPAGATIONS:
-        if propagation == known:
-            return known  # type: ignore[return-value]
-    raise OptionError(
-        f"propagation={propagation!r}: distributions pass a sum in no such way",
-        hint=f"one of {', '.join(map(repr, PROPAGATIONS))}",
-    )
 
 
 def table_entries(products: int, size: int) -> int:

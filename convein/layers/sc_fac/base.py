@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Self
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from convein.options import shown
 _Source = tuple[Mapping[str, Tensor | None], str, Tensor, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class _Made:
     """A weight, and what it was made from: held, so that no other tensor can get its place.
 
@@ -63,6 +64,7 @@ class OrthogonalLayer(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._kept: _Made | None = None
+        self._lent: ReferenceType[_Made] | None = None
 
     @abstractmethod
     def factors(self) -> list[Factor]:
@@ -79,14 +81,26 @@ class OrthogonalLayer(nn.Module, ABC):
         kept = self._kept
         if kept is not None and not self.training and kept.is_current() and not self._needs_gradients():
             return kept.weight
-        shared = (_SHARED.get() or {}).get(id(self))
+        shared = self._shared()
         if shared is not None and shared.is_current() and (shared.weight.requires_grad or not self._needs_gradients()):
-            return shared.weight
+            if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+                return shared.weight
+            weight: Tensor = _Held.apply(shared.weight, shared)  # type: ignore[no-untyped-call]
+            return weight
         self._kept = None
         made = self._made()
         if not self.training and self._may_keep():
             made = self._kept = replace(made, weight=made.weight.contiguous())
         return made.weight
+
+    def _shared(self) -> _Made | None:
+        """What was made together with other layers' weights, within the block or by what recomputes a part of it."""
+        shared = (_SHARED.get() or {}).get(id(self))
+        if shared is None and self._lent is not None and torch._C._current_graph_task_id() >= 0:
+            shared = self._lent()
+        if shared is not None and shared.weight.is_inference() and not torch.is_inference_mode_enabled():
+            return None
+        return shared
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(factor.free.requires_grad for factor in self.factors())
@@ -139,14 +153,32 @@ class OrthogonalLayer(nn.Module, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_lent": None}
+
+
+class _Held(torch.autograd.Function):
+    """The weight, which is there as long as the graph that it is in: for calls whose saved tensors somebody packs.
+
+    A part that is checkpointed saves nothing, and is computed again in the backward pass, perhaps after the block that
+    lent the weight: it must find the same one, since its own would save other tensors than the first time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, made: _Made) -> Tensor:
+        ctx.made = made
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 @contextmanager
 def orthogonal_weights(model: nn.Module) -> Iterator[None]:
     """Within it, the orthogonal layers of a model use weights that were made together: one exponential for each size.
 
-    Enter it for every step of training, with the backward pass inside or outside. Weights are differentiable if they
+    Enter it for every step of training, with the backward pass inside or outside, and what is recomputed in it
+    (`torch.utils.checkpoint` with `use_reentrant=False`) uses the same weights. Weights are differentiable if they
     are when it is entered; a layer whose parameters change within it makes its own weight again. What is traced
     (compiled, exported, transformed) makes its weights by itself. Weights that are kept outside of training stay so.
 
@@ -168,6 +200,8 @@ def orthogonal_weights(model: nn.Module) -> Iterator[None]:
     making = [layer for layer in layers if layer.training or not layer._may_keep()]
     matrices = iter(orthogonal_matrices([factor for layer in making for factor in layer.factors()]))
     made = {id(layer): layer._made([next(matrices) for _ in layer.factors()]) for layer in making}
+    for layer in making:
+        layer._lent = ref(made[id(layer)])
     before = _SHARED.set({**(_SHARED.get() or {}), **made})
     try:
         yield

@@ -17,8 +17,9 @@ from convein.layers.sc_fac.exponential import Map
 from convein.layers.sc_fac.factors import Factor, Rotation, Subspace
 from convein.layers.sc_fac.geometry import Geometry, checked_geometry, checked_ranks
 from convein.layers.sc_fac.ordinary import ordinary_convolution
-from convein.layers.sc_fac.starts import Start, check_start, start_bases, start_matrices
+from convein.layers.sc_fac.starts import STARTS, Start, start_bases, start_matrices
 from convein.layers.sc_fac.taps import axis_taps, separable_taps
+from convein.options import one_of
 from convein.pipeline import conv_einsum
 
 
@@ -53,7 +54,8 @@ class _OrthogonalConvNd(OrthogonalLayer):
         factors = self.geometry.factors
         ranks = checked_ranks(rank, sum(factors), self.geometry.channels)
         even = any(count % 2 for count in factors)
-        self.init: Start = check_start(("uniform" if even else "permutation") if init is None else init)
+        start = ("uniform" if even else "permutation") if init is None else init
+        self.init: Start = one_of("init", start, STARTS, "initialisation")
         if even and self.init != "uniform":
             raise OptionError(
                 f"init={init!r} with kernel_size={kernel_size!r}: an even number of taps has no middle one",
@@ -221,11 +223,16 @@ class _OrthogonalConvTransposeNd(_OrthogonalConvNd):
         Raises:
             ShapeError: several inputs give the same output.
         """
-        if not self.geometry.is_surjective:
+        if self.geometry.outputs > self.geometry.values:
             raise ShapeError(
                 f"{self.geometry.outputs} channels become {self.geometry.values} in a window: inputs that differ give "
                 "the same output",
                 hint="an inverse needs out_channels * stride >= in_channels; `adjoint` is there always",
+            )
+        if not self.geometry.is_surjective:
+            raise ShapeError(
+                'padding_mode="zeros" cuts the border off: inputs that differ give the same output',
+                hint='padding_mode="circular" cuts off nothing; `adjoint` is there always',
             )
         return super()._applied(self._without_bias(output), None)
 

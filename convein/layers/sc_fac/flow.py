@@ -82,8 +82,11 @@ class ResidualFlow(nn.Module):
             weights: of the terms: one over the chance that a term is reached.
         """
         learns = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = input if input.requires_grad else input.detach().requires_grad_()
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            # What inference mode made is copied: no gradient can pass through it.
+            x = input.clone() if input.is_inference() else input
+            noise = noise.clone() if noise.is_inference() else noise
+            x = x if x.requires_grad else x.detach().requires_grad_()
             added = self.residual(x)
             value, row, found = x.new_zeros(len(x)), noise, noise
             for number, weight in enumerate(weights, 1):

@@ -13,7 +13,8 @@ from convein.layers.conv import positive
 from convein.layers.sc_fac.base import OrthogonalLayer, check_channels
 from convein.layers.sc_fac.exponential import Map
 from convein.layers.sc_fac.factors import Factor, Rotation, Subspace
-from convein.layers.sc_fac.starts import Start, check_start, start_matrices
+from convein.layers.sc_fac.starts import STARTS, Start, start_matrices
+from convein.options import one_of
 from convein.pipeline import conv_einsum
 
 
@@ -47,7 +48,7 @@ class OrthogonalLinear(OrthogonalLayer):
         super().__init__()
         self.in_features = positive("in_features", in_features)
         self.out_features = positive("out_features", out_features)
-        self.init: Start = check_start(init)
+        self.init: Start = one_of("init", init, STARTS, "initialisation")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not dtype.is_floating_point:
             raise OptionError(f"dtype={dtype!r} of orthogonal matrices", hint="dtype=torch.float32, torch.float64")

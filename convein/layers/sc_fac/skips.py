@@ -17,13 +17,21 @@ class ResidualSkip(nn.Module):
     Args:
         branch: one of the maps.
         shortcut: the other one.
+        device, dtype: of alpha.
     """
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        branch: nn.Module,
+        shortcut: nn.Module | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.branch = branch
         self.shortcut = nn.Identity() if shortcut is None else shortcut
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         """The mean of both.

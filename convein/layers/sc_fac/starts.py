@@ -8,20 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from convein.errors import OptionError
-
 Start = Literal["identity", "reverse", "permutation", "torus", "uniform"]
 
 
-def check_start(init: object) -> Start:
-    """The name of an initialisation.
-
-    Raises:
-        OptionError: it is none.
-    """
-    if init not in get_args(Start):
-        raise OptionError(f"init={init!r}: there is no such initialisation", hint=", ".join(map(repr, get_args(Start))))
-    return init  # type: ignore[return-value]
+STARTS: tuple[Start, ...] = get_args(Start)
 
 
 def haar(groups: int, size: int) -> Tensor:

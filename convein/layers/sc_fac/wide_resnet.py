@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -15,8 +15,10 @@ from convein.layers.sc_fac.convolution import OrthogonalConv2d
 from convein.layers.sc_fac.linear import OrthogonalLinear
 from convein.layers.sc_fac.pooling import LipschitzPool2d
 from convein.layers.sc_fac.skips import ConcatenativeSkip, ResidualSkip
+from convein.options import one_of
 
 Skip = Literal["residual", "concatenative"]
+SKIPS: tuple[Skip, ...] = get_args(Skip)
 
 
 class LipschitzWideResNet(nn.Module):
@@ -61,8 +63,7 @@ class LipschitzWideResNet(nn.Module):
             raise OptionError(
                 f"depth={depth} of three stages", hint="6 n + 4 with n blocks in each: 10, 16, 22, 28, ..."
             )
-        if skip not in ("residual", "concatenative"):
-            raise OptionError(f"skip={skip!r} is no connection", hint='"residual" or "concatenative"')
+        skip = one_of("skip", skip, SKIPS, "connection")
         last = positive("size", size) // 4
         if size % 4:
             raise OptionError(f"size={size} is halved twice", hint="a multiple of 4")
@@ -107,4 +108,6 @@ def _block(inputs: int, outputs: int, skip: Skip, *, pools: bool, given: dict[st
     )
     change: list[nn.Module] = [OrthogonalConv2d(inputs, outputs, 1, **given)] if inputs != outputs else []
     shortcut = nn.Sequential(*change, *pooling)
-    return ResidualSkip(branch, shortcut) if skip == "residual" else ConcatenativeSkip(branch, shortcut, dim=-3)
+    if skip == "concatenative":
+        return ConcatenativeSkip(branch, shortcut, dim=-3)
+    return ResidualSkip(branch, shortcut, device=given.get("device"), dtype=given.get("dtype"))
