@@ -230,7 +230,7 @@ def test_a_wide_residual_network_compiles_and_learns() -> None:
     ("given", "sentence"),
     [
         ({"depth": 12}, "depth=12"),
-        ({"skip": "dense"}, "skip='dense'"),
+        ({"skip": "dense"}, 'skip="dense": there is no such connection'),
         ({"size": 30}, "size=30"),
         ({"pool": 3}, "pool=3"),
     ],
