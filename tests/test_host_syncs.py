@@ -101,6 +101,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "conv-tt lstm, checkpoints": lambda: (
         layers.ConvTTLSTM(2, 3, 3, window="fixed", order=2, steps=2, ranks=2, checkpoint=2), torch.randn(3, 1, 2, 5, 5)
     ),
+    "frame predictor": lambda: (layers.FramePredictor(1, (4, 4), 1, skip=None, ranks=2), torch.randn(2, 3, 1, 8, 8)),
     "bqn conv of numbers": lambda: (bqn.Conv2d(2, 3, 3), torch.randn(2, 2, 5, 5)),
     "bqn conv of signs": lambda: (bqn.Conv2d(5, 3, 3, levels="ternary", padding=1), signs(2, 5, 5, 5)),
     "bqn conv of normal numbers": lambda: (bqn.Conv2d(5, 3, 3), normal(2, 5, 5, 5)),
@@ -128,6 +129,17 @@ def test_layers(make: Callable[[], tuple[nn.Module, Any]]) -> None:
     layer, x = make()
     inputs = [one for one in values(x) if one.requires_grad]
     run(lambda: layer(x), [*inputs, *layer.parameters()])
+
+
+def test_bayesian_networks_in_every_mode() -> None:
+    network = bqn.Sequential(bqn.Conv2d(2, 40, 3), bqn.BatchNorm2d(40), bqn.Sign(), bqn.Flatten(), bqn.Linear(160, 3))
+    head, x, labels = bqn.SoftmaxHead(), torch.randn(3, 2, 4, 4), torch.tensor([0, 1, 2])
+    wanted = [*network.parameters(), *head.parameters()]
+    run(lambda: bqn.objective(head(network(x), labels), network, examples=100, weight=1e-3), wanted)
+    for mode in ("sampled", "map"):
+        bqn.set_mode(network, mode)
+        with NoWaiting():
+            head(network(x))
 
 
 def test_constants_are_copied_once_and_serve_everywhere() -> None:
