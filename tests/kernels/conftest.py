@@ -20,6 +20,9 @@ from torch import Tensor
 # Entries of NaN on both sides of a tensor. Tensors stay aligned as torch aligns them.
 BAND = 64
 
+# Relative, of sums of products of float32 on a GPU: tensor cores read ten bits of every factor.
+TENSOR_CORES = 5e-3
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kernels", choices=("auto", "interpret", "gpu"), default="auto", help="how kernels run")
@@ -36,6 +39,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["CONVEIN_CALIBRATION"] = "off"
     if config.option.kernels == "interpret" and parse(version("triton")) < parse("3.8"):
         loop_to_run_time_bounds()
+    if config.option.kernels == "gpu":
+        round_products()
+
+
+def round_products() -> None:
+    """Allows tensor cores to round factors of float32: kernels of products refuse float32 otherwise."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "tf32"
+    else:
+        matmul.allow_tf32 = True
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -62,6 +76,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         gone = [item for item in items if item.get_closest_marker("interpreted")]
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture(autouse=True)
+def _rounding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, files that say MULTIPLIES compare products of float32 as precisely as tensor cores make them."""
+    if request.config.option.kernels == "gpu" and getattr(request.module, "MULTIPLIES", False):
+        monkeypatch.setitem(request.module.ROUNDING, torch.float32, TENSOR_CORES)
 
 
 @pytest.fixture

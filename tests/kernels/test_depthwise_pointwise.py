@@ -10,6 +10,7 @@ from convein.kernels import depthwise_pointwise as kernel
 from torch import Tensor
 
 ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-6, torch.float64: 1e-12}
+MULTIPLIES = True
 
 
 @dataclass(frozen=True, slots=True)

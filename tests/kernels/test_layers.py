@@ -17,7 +17,8 @@ from convein.errors import ShapeError
 from convein.execution import kernels
 from convein.layers import ConvLSTMCell, ConvTTLSTM, ConvTTLSTMCell, bqn, explain
 
-ROUNDING = 1e-5
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+MULTIPLIES = True
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ def compare(module: nn.Module, run: Callable[[], tuple[Tensor, ...]], inputs: li
         torch.testing.assert_close(one, other, rtol=tolerance, atol=atol)
 
 
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=ROUNDING[one.dtype], atol=ROUNDING[one.dtype])
+
+
 CELLS = {
     "ConvLSTM": lambda **given: ConvLSTMCell(2, 3, 3, **given),
     "Conv-TT-LSTM": lambda **given: ConvTTLSTMCell(2, 3, 3, order=2, steps=3, ranks=2, **given),
@@ -78,7 +83,7 @@ def test_cells(make, used, device) -> None:
         h, after = cell(x, state)
         return h, *after
 
-    compare(cell, run, [x, *state], ROUNDING)
+    compare(cell, run, [x, *state], ROUNDING[torch.float32])
     assert used == ["lstm_gates"]
 
 
@@ -90,7 +95,7 @@ def test_a_sequence_with_checkpoints(used, device) -> None:
         hidden, state = layer(frames)
         return hidden, *state
 
-    compare(layer, run, [frames], ROUNDING)
+    compare(layer, run, [frames], ROUNDING[torch.float32])
     assert used == ["lstm_gates"] * 6  # three steps, computed once more in the backward pass
 
 
@@ -107,26 +112,26 @@ def test_graphs_hold_calls_of_torch(used, device) -> None:
     exported = torch.export.export(cell, (x,))
     assert not used
     assert not any("convein" in str(node.target) for node in exported.graph.nodes)
-    torch.testing.assert_close(exported.module()(x)[0], cell(x)[0], rtol=1e-5, atol=1e-5)
+    close(exported.module()(x)[0], cell(x)[0])
     compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
     used.clear()
     h, _ = compiled(x)
     assert not used
-    torch.testing.assert_close(h, cell(x)[0], rtol=1e-5, atol=1e-5)
+    close(h, cell(x)[0])
 
 
 def test_transformed_cells_are_plain_calls(used, device) -> None:
     cell, x = ConvLSTMCell(2, 3, 3, device=device), torch.randn(3, 1, 2, 4, 4, device=device)
     found = torch.func.vmap(lambda one: cell(one)[0])(x)
     assert not used
-    torch.testing.assert_close(found[1], cell(x[1])[0], rtol=1e-5, atol=1e-5)
+    close(found[1], cell(x[1])[0])
 
 
 @pytest.mark.interpreted
 def test_under_autocast_the_gates_may_be_narrower_than_the_state(used, device) -> None:
     cell, x = ConvLSTMCell(2, 3, 3, device=device), torch.randn(1, 2, 4, 4, device=device)
     with torch.autocast(device.type, torch.bfloat16):
-        compare(cell, lambda: (cell(x)[0],), [], 2e-2)
+        compare(cell, lambda: (cell(x)[0],), [], ROUNDING[torch.bfloat16])
     assert used == ["lstm_gates"]
 
 
@@ -158,14 +163,14 @@ def test_sums_of_signs(make, sizes, lead, used, device) -> None:
         sums = layer(bqn.Discrete(minus))
         return sums.mean, sums.var
 
-    compare(layer, run, [minus], ROUNDING)
+    compare(layer, run, [minus], ROUNDING[torch.float32])
     assert used == ["dual_product"]
 
 
 @pytest.mark.parametrize(("make", "sizes"), SUMS.values(), ids=SUMS.keys())
 def test_signs_of_sums_of_signs(make, sizes, used, device) -> None:
     network, minus = bqn.Sequential(make(device=device), bqn.Sign()), draw(2, *sizes, device=device)
-    compare(network, lambda: (network(bqn.Discrete(minus)).minus,), [minus], ROUNDING)
+    compare(network, lambda: (network(bqn.Discrete(minus)).minus,), [minus], ROUNDING[torch.float32])
     assert used == ["dual_signs"]
 
 
@@ -208,11 +213,15 @@ def test_errors_are_those_of_plain_calls(used, device) -> None:
 def test_sums_under_autocast_and_in_half_precision(bias, used, device) -> None:
     layer, minus = bqn.Conv2d(5, 4, 3, bias=bias, device=device), draw(2, 5, 4, 5, device=device)
     network = bqn.Sequential(layer, bqn.Sign())
+
+    def run(minus: Tensor) -> tuple[Tensor, ...]:
+        return layer(bqn.Discrete(minus)).var, network(bqn.Discrete(minus)).minus
+
     with torch.autocast(device.type, torch.bfloat16):
-        compare(network, lambda: (layer(bqn.Discrete(minus)).var, network(bqn.Discrete(minus)).minus), [minus], 4e-2)
+        compare(network, lambda: run(minus), [minus], ROUNDING[torch.bfloat16])
     network.bfloat16()
     narrow = minus.detach().bfloat16().requires_grad_()
-    compare(network, lambda: (layer(bqn.Discrete(narrow)).var, network(bqn.Discrete(narrow)).minus), [narrow], 4e-2)
+    compare(network, lambda: run(narrow), [narrow], ROUNDING[torch.bfloat16])
     assert used == ["dual_product", "dual_signs"] * 2
 
 
@@ -257,5 +266,5 @@ def test_a_kernel_that_cannot_be_built_is_tried_once(used, monkeypatch, device) 
         first, _ = cell(x)
     second, _ = cell(x)
     assert used == ["lstm_gates"]
-    torch.testing.assert_close(first, second, rtol=ROUNDING, atol=ROUNDING)
+    close(first, second)
     assert cell.explain() == "The gates are plain calls: this GPU could not build it."

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float32: 3e-6, torch.float64: 1e-12}
+MULTIPLIES = True
 MODES = "abcdefgh"
 
 

@@ -11,6 +11,7 @@ from convein.kernels import pointwise_depthwise as kernel
 from torch import Tensor
 
 ROUNDING = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-6, torch.float64: 1e-12}
+MULTIPLIES = True
 
 
 @dataclass(frozen=True, slots=True)
