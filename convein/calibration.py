@@ -83,11 +83,11 @@ def current(cost: object = "time", device: str = "cpu", dtype: torch.dtype = tor
 
     Args:
         cost: what the plan minimises: if it depends on the table, a CPU that nobody has measured is measured now.
-        device: what the plan is for. On CUDA the table is computed, and depends on nothing else.
+        device: what the plan is for. On CUDA the table is that of the card, and nothing is measured.
         dtype: of the numbers there.
     """
     if device == "cuda":
-        return accelerator(dtype)
+        return accelerator(dtype, torch.cuda.get_device_name() if torch.cuda.is_available() else "")
     name = machine()
     if (asked := _asked.get(name)) is not None:
         return asked

@@ -10,7 +10,7 @@ import torch
 import convein
 from convein.errors import OptionError
 from convein.lowering.chain import runs
-from convein.planner import plan, rates
+from convein.planner import accelerators, plan, rates
 from convein.planner.accelerators import accelerator
 from convein.planner.chains import MOST_FACTORS, chains
 
@@ -174,6 +174,17 @@ def test_a_gpu_has_rates_for_every_class_and_type(dtype: torch.dtype) -> None:
     kinds = {value for name, value in vars(rates).items() if name.isupper() and isinstance(value, str)}
     assert {*table.forward} == {*table.backward} == kinds
     assert table.itemsize == dtype.itemsize
+
+
+def test_a_card_that_was_measured_has_its_own_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = {"overhead": 7.0, "flops": 1e5, "bandwidth": 1e3, "overlaps": True}
+    tables = {"measured: A card, bfloat16": {part: {rates.MATRIX: rate} for part in ("forward", "backward")}}
+    monkeypatch.setattr(accelerators, "_measured", lambda: tables)
+    own, other = (accelerator.__wrapped__(torch.bfloat16, card) for card in ("A card", "Another"))
+    assert own.name == "measured: A card, bfloat16"
+    assert own.forward[rates.MATRIX] == own.backward[rates.MATRIX] == rates.Rate(**rate)
+    assert own.forward[rates.FUSED] == other.forward[rates.FUSED]
+    assert other.forward[rates.MATRIX] != own.forward[rates.MATRIX]
 
 
 def test_a_gpu_moves_numbers_while_it_computes() -> None:

@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_sources_and_nothing_else(wheel: Path) -> None:
         installed_name(path)
         for source in SOURCES
         for path in (ROOT / source).rglob("*")
-        if path.suffix in {".py", ".lark"} or path.name == "py.typed"
+        if path.suffix in {".py", ".lark", ".json"} or path.name == "py.typed"
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected

@@ -2,11 +2,18 @@
 
 A GPU computes while it reads, so a call takes the longer of both and what its launch takes; below some 180 operations
 a byte, which is where most factorised layers are, the bytes decide.
+
+`gpu_rates.json` beside this file has the tables of the cards that were measured, as `python bench/run.py gpu` writes
+them. There is none yet: until then all cards are planned for by the peak rates of one.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -42,10 +49,32 @@ _SHARES = {
 
 
 @cache
-def accelerator(dtype: torch.dtype) -> Rates:
-    """The rates of an NVIDIA H200 for one type of number, with torch's own settings: convolutions of float32 round to
-    TF32, products of matrices do not. They are computed from its peak rates, and not measured.
+def accelerator(dtype: torch.dtype, card: str = "") -> Rates:
+    """The rates of a GPU for one type of number: those that were measured, or what an NVIDIA H200's peak rates say.
+
+    These are with torch's own settings: convolutions of float32 round to TF32, products of matrices do not.
+
+    Args:
+        dtype: of the numbers.
+        card: the GPU's name, as torch has it.
     """
+    computed = _computed(dtype)
+    name = f"measured: {card}, {str(dtype).removeprefix('torch.')}"
+    found = _measured().get(name)
+    if found is None:
+        return computed
+    # Kernels of our own are no class that the table has.
+    ahead, back = ({kind: Rate(**rate) for kind, rate in found[part].items()} for part in ("forward", "backward"))
+    return Rates(name, {**computed.forward, **ahead}, {**computed.backward, **back}, dtype.itemsize)
+
+
+@cache
+def _measured() -> Mapping[str, Any]:
+    tables: Mapping[str, Any] = json.loads(files("convein.planner").joinpath("gpu_rates.json").read_text("utf-8"))
+    return tables
+
+
+def _computed(dtype: torch.dtype) -> Rates:
     peak = MATRIX.get(dtype, VECTOR)
     ahead = {}
     for kind, (arithmetic, bandwidth) in _SHARES.items():

@@ -231,3 +231,28 @@ def test_a_kernel_that_cannot_be_built_is_replaced_once_and_for_all(
     torch.testing.assert_close(compiled(*tensors), expected)
     again = convein.compile(text, *tensors)
     assert again.program.kernels == ()
+
+
+@pytest.mark.interpreted
+def test_a_graph_holds_kernels_where_they_are_asked_for_by_name(device: torch.device) -> None:
+    tensors = cp(device)
+    text = CASES["CP"].text
+
+    def layer(x: Tensor, *factors: Tensor) -> Tensor:
+        result: Tensor = convein.conv_einsum(text, x, *factors, backend="triton")
+        return result
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected = convein.conv_einsum(text, *tensors, backend="torch")
+    torch.testing.assert_close(compiled(*tensors), expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(one, tensors, weight) for one in (compiled(*tensors), expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.interpreted
+def test_a_layer_passes_the_back_end_on(device: torch.device) -> None:
+    layer = convein.layers.Conv2d(5, 6, 3, form="cp", rank=4, padding=1, backend="triton", dtype=torch.float64)
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64, device=device)
+    plain = torch.nn.functional.conv2d(x, layer.dense_weight(), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), plain)
