@@ -140,10 +140,12 @@ def _best(
         flowing = sum(bool(step.result_set & signals) for step in program.plan.steps)
         return max(0, flowing - program.fused) if target.forced else 0, fold(program, constants)[1].price
 
-    programs = sorted((lower(plan, target, orders) for plan in near), key=rank)
+    best, *others = sorted((lower(plan, target, orders) for plan in near), key=rank)
+    if best.fused:
+        return best
     # What a kernel refuses in an order that was not taken may be why it was not.
-    notes = tuple(dict.fromkeys(note for program in programs for note in program.notes))
-    return replace(programs[0], notes=notes[:MOST_NOTES])
+    notes = dict.fromkeys(note for program in (best, *others) for note in program.notes)
+    return replace(best, notes=tuple(notes)[:MOST_NOTES])
 
 
 def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program]:

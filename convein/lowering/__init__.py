@@ -44,7 +44,8 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         order = orders[position] if position < len(orders) else ()
         value = _load(writer, plan, position, sizes, order)
         drafts.append([draft(writer, value)])
-    notes = [target.absence] if target.absence else []
+    refused: list[str] = [target.absence] if target.absence else []
+    slower: list[str] = []
     for place, step in enumerate(plan.steps):
         correlations = network.join(step.left_set, step.right_set)
         kept = frozenset(network.modes(step.left_set | step.right_set))
@@ -57,8 +58,8 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
                     found.append(draft(writer, value, left, right))
         if target.refusal is not None:
             least = min(one.price for one in found)
-            fused, why = fused_drafts(plan, place, drafts, lambda: Writer(target, names, network.output), least)
-            found, notes = [*found, *fused], [*notes, *why]
+            fused, *why = fused_drafts(plan, place, drafts, lambda: Writer(target, names, network.output), least)
+            found, refused, slower = [*found, *fused], [*refused, *why[0]], [*slower, *why[1]]
         drafts.append(cheapest(found, target))
     finished = []
     for last in drafts[-1]:
@@ -67,6 +68,7 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         finished.append(draft(writer, writer.arrange(last.value, axes), last))
     best = min(finished, key=lambda one: rank(one, target))
     statements = (*opening.statements, *best.statements)
+    notes = refused if best.fused else [*refused, *slower]
     program = Program(plan, parameters, statements, (best.value.name,), fused=best.fused, notes=tuple(notes))
     return renumber(inline(program))
 

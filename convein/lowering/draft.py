@@ -58,8 +58,8 @@ def rank(one: Draft, target: Target) -> tuple[int, float]:
 
 def fused_drafts(
     plan: Plan, place: int, drafts: Sequence[Sequence[Draft]], writer: Callable[[], Writer], others: float
-) -> tuple[list[Draft], list[str]]:
-    """The drafts of a step by kernels that do it together with steps before it, and why others do not.
+) -> tuple[list[Draft], list[str], list[str]]:
+    """The drafts of a step by kernels, alone or with steps before it; why others refuse, and which are slower.
 
     Args:
         plan: the order.
@@ -68,24 +68,26 @@ def fused_drafts(
         writer: makes a new writer.
         others: the price of the best draft by other calls.
     """
-    found, notes = [], []
+    found: list[Draft] = []
+    refused, slower = [], []
     for run in runs(plan, place, lambda number: drafts[number][0].value.modes):
         factors = [drafts[factor.number][0] for factor in run.factors]
         for rule in rules(run):
+            said = f"{rule.kernel}, {_described(plan, run)}:"
             made = []
             for start in drafts[run.start]:
                 own = writer()
                 result = rule.write(own, run, start.value, [factor.value for factor in factors])
                 if isinstance(result, str):
-                    notes.append(f"{rule.kernel}, {_described(plan, run)}: {result}")
+                    refused.append(f"{said} {result}")
                     break
                 made.append(draft(own, result, start, *factors, fused=len(factors)))
+            best = min((one.price for one in made), default=0.0)
+            # That one call is faster than another one goes without saying.
+            if len(factors) > 1 and best >= others:
+                slower.append(f"{said} {best:.0f} us, and other calls take {others:.0f}")
             found += made
-            if made and not own.target.forced and (best := min(one.price for one in made)) >= others:
-                notes.append(
-                    f"{rule.kernel}, {_described(plan, run)}: {best:.0f} us, and other calls take {others:.0f}"
-                )
-    return found, notes
+    return found, refused, slower
 
 
 def _described(plan: Plan, run: Run) -> str:
