@@ -160,8 +160,8 @@ def _our_weight(A: dict[str, Tensor]) -> Tensor:
     past = U["g0_d1"]
     across = [past @ U["g0_d1_r1"][:, :2], U["g0_d1_l1"][:, :2]]
     same(axis_taps(past, [U["g0_d1_r1"][:, :2], U["g0_d1_l1"][:, :2]]), columns)
-    moved = separable_taps(torch.einsum("ab,bkc->akc", past, rows), across)
-    return moved.permute(0, 3, 2, 1)
+    moved = separable_taps(torch.einsum("ab,kcb->kca", past, rows), across)
+    return moved.permute(3, 2, 1, 0)
 
 
 @pytest.mark.parametrize("init", ["identical", "reverse", "permutation", "torus"])
@@ -170,8 +170,8 @@ def test_published_initialisation_and_what_it_should_be(init: str) -> None:
     value = {key.split("/")[1]: one for key, one in golden("scfac_init.npz").items() if key.startswith(f"{init}/")}
     Q, right = value["Q"], value["U_r"]
     published = axis_taps(Q, [right, value["U_l_code"]])
-    same(published.permute(0, 2, 1), value["weight_code"])
-    same(axis_taps(Q, [right, Q @ right]), torch.stack([0 * Q, Q, 0 * Q], 1))
+    same(published.permute(2, 1, 0), value["weight_code"])
+    same(axis_taps(Q, [right, Q @ right]), torch.stack([0 * Q, Q.mT, 0 * Q]))
 
 
 def test_published_group_sort() -> None:
@@ -274,7 +274,7 @@ def test_cascades_are_products_of_sequences(size: int, along: int, across: int, 
                 both = (pair, taps) if number % 2 else (taps, pair)
                 taps = conv_einsum("kab,kbc->kac|k", *both, padding="full", flip=True, signal="largest")
             axes.append(taps)
-        same(ours[group].permute(2, 1, 0, 3), torch.einsum("hrs,wtr->hwts", *axes), 1e-12)
+        same(ours[group].permute(1, 0, 3, 2), torch.einsum("hrs,wtr->hwts", *axes), 1e-12)
 
 
 # Every variant

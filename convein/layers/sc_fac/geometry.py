@@ -101,12 +101,13 @@ class Geometry:
         """The weight of torch's convolution: taps between windows, channels within a window, cropped.
 
         Args:
-            taps: (groups, c, taps, c), or (groups, c, w, h, c): the input's channels are (s, r) or (s, r_h, r_w).
+            taps: (groups, taps, c, c), or (groups, w, h, c, c): the input's channels are (s, r) or (s, r_h, r_w), then
+                come the output's.
         """
         outputs, inputs = self.outputs // self.groups, self.inputs // self.groups
-        taps = taps[:, :outputs, ..., : inputs * prod(self.stride)]
-        split = taps.reshape(*taps.shape[:-1], inputs, *self.stride)  # g t k s r, or g t w h s p q
-        moved = split.permute((0, 1, 3, 2, 4) if len(self.kernel) == 1 else (0, 1, 4, 3, 5, 2, 6))
+        taps = taps[..., : inputs * prod(self.stride), :outputs]
+        split = taps.reshape(*taps.shape[:-2], inputs, *self.stride, outputs)  # g k s r t, or g w h s p q t
+        moved = split.permute((0, 4, 2, 1, 3) if len(self.kernel) == 1 else (0, 6, 3, 2, 4, 1, 5))
         return moved.reshape(self.outputs, inputs, *self.kernel)
 
     def check_sizes(self, sizes: Sequence[int]) -> None:

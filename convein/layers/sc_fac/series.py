@@ -150,7 +150,11 @@ def _powers(root: Tensor, *, pairs: bool) -> tuple[list[Tensor], _Shape]:
         powers = [power * 0.25 ** (shape.halvings * number) for number, power in enumerate(powers, 1)]
     while len(powers) < shape.shared:
         powers.append(product(powers[-1], powers[0]))
-    return powers, shape
+        # A higher power bounds the angle more closely; elsewhere than on a CPU, who asks waits.
+        if not shape.halvings and square.device.type == "cpu":
+            angle = min(angle, float(_frobenius(powers[-1], pairs=pairs)) ** (0.5 / len(powers)))
+            shape = _choice(angle, square.dtype)
+    return powers[: shape.shared], shape
 
 
 def _value(coefficients: list[float], powers: list[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -193,5 +197,11 @@ def _largest(square: Tensor, *, pairs: bool) -> float:
     """A bound of the eigenvalues of symmetric positive semi-definite matrices."""
     if not square.numel():
         return 0.0
-    frobenius = torch.linalg.matrix_norm(square).max() / math.sqrt(2 if pairs else 1)
-    return float(torch.minimum(frobenius, square.abs().sum(-1).max()))
+    return float(torch.minimum(_frobenius(square, pairs=pairs), square.abs().sum(-1).max()))
+
+
+@torch.no_grad()
+def _frobenius(square: Tensor, *, pairs: bool) -> Tensor:
+    """The largest Frobenius norm, of one eigenvalue of each pair."""
+    norms: Tensor = torch.linalg.matrix_norm(square)
+    return norms.max() / math.sqrt(2 if pairs else 1)

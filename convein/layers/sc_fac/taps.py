@@ -4,7 +4,8 @@ With [a, b] * [c, d] = [ac, ad + bc, bd] for the product of two sequences of mat
 axis are L_n * ... * L_1 * [Q] * R_1 * ... * R_n with R = [P, I - P] and L = [I - P, P]: every factor delays one part of
 the channels, and all singular values are one at every frequency. A convolution in two dimensions is one along each.
 
-Stacks of taps are (t, taps, s), with groups (g, t, taps, s): a factor on either side is then one product of matrices.
+Stacks of taps are (taps, s, t), with groups (g, taps, s, t): the many products by a factor on the left, along the second
+axis, then read and write whole rows.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def axis_taps(start: Tensor, factors: Sequence[Tensor]) -> Tensor:
             number of taps has one more on the right.
 
     Returns:
-        (..., c, taps, c), in the order of a cross-correlation: one tap more than there are factors.
+        (..., taps, c, c), transposed, in the order of a cross-correlation: one tap more than there are factors.
     """
-    taps = start.unsqueeze(-2)
+    taps = start.mT.unsqueeze(-3)
     for right, left in zip(factors[::2], factors[1::2]):
         taps = _grown(taps, right, left)
     return _delayed(taps, factors[-1]) if len(factors) % 2 else taps
@@ -41,55 +42,55 @@ def separable_taps(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
     their subspaces, U to Q U. So the second axis has none here.
 
     Args:
-        rows: (..., c, h, c), the taps along the first axis, which is applied first.
+        rows: (..., h, c, c), the taps along the first axis, which is applied first.
         factors: of the second axis, as for `axis_taps`.
 
     Returns:
-        (..., c, w, h, c).
+        (..., w, h, c, c).
     """
     if not factors:
-        return rows.unsqueeze(-3)
+        return rows.unsqueeze(-4)
     if len(factors) > 2:
         one = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device).expand(*factors[0].shape[:-2], -1, -1)
         # W[t,s,h,w] = sum_r columns[w][t,r] rows[h][r,s].
-        return _contracted("twr,rhs->twhs", axis_taps(one, factors), rows)
+        return _contracted("hsr,wrt->whst", rows, axis_taps(one, factors))
     right = factors[0]
-    inner = _contracted("tn,ths->nhs", right, rows)
+    inner = _contracted("hst,tn->hsn", rows, right)
     if len(factors) == 1:
-        first = _contracted("tn,nhs->ths", right, inner)
-        return torch.stack([first, rows - first], -3)
+        first = _contracted("hsn,tn->hst", inner, right)
+        return torch.stack([first, rows - first], -4)
     left = factors[1]
     # L * R without a Q between them is [(I - Pl) Pr, ..., Pl (I - Pr)], and all three add up to I.
     between = _contracted("tn,tm->nm", left, right)
     without_left = right - _contracted("tn,nm->tm", left, between)
     without_right = left - _contracted("tm,nm->tn", right, between)
-    first = _contracted("tn,nhs->ths", without_left, inner)
-    last = _contracted("tn,nhs->ths", left, _contracted("tn,ths->nhs", without_right, rows))
-    return torch.stack([first, rows - first - last, last], -3)
+    first = _contracted("hsn,tn->hst", inner, without_left)
+    last = _contracted("hsn,tn->hst", _contracted("hst,tn->hsn", rows, without_right), left)
+    return torch.stack([first, rows - first - last, last], -4)
 
 
 def _grown(taps: Tensor, right: Tensor, left: Tensor) -> Tensor:
     """L * taps * R."""
-    from_right = _contracted("ths,sn->thn", taps, right)
-    from_both = _contracted("tm,thn->mhn", left, from_right)
-    from_left = _contracted("tm,ths->mhs", left, taps) - _contracted("mhn,sn->mhs", from_both, right)
-    first = _contracted("thn,sn->ths", from_right - _contracted("tm,mhn->thn", left, from_both), right)
-    last = _contracted("tm,mhs->ths", left, from_left)
+    from_right = _contracted("hst,sn->hnt", taps, right)
+    from_both = _contracted("hnt,tm->hnm", from_right, left)
+    from_left = _contracted("hst,tm->hsm", taps, left) - _contracted("hnm,sn->hsm", from_both, right)
+    first = _contracted("hnt,sn->hst", from_right - _contracted("hnm,tm->hnt", from_both, left), right)
+    last = _contracted("hsm,tm->hst", from_left, left)
     middle = taps - first - last
-    if taps.shape[-2] == 1:
-        return torch.cat([first, middle, last], -2)
+    if taps.shape[-3] == 1:
+        return torch.cat([first, middle, last], -3)
     return _at(0, first, 2) + _at(1, middle, 2) + _at(2, last, 2)
 
 
 def _delayed(taps: Tensor, right: Tensor) -> Tensor:
     """Taps * R."""
-    first = _contracted("thn,sn->ths", _contracted("ths,sn->thn", taps, right), right)
+    first = _contracted("hnt,sn->hst", _contracted("hst,sn->hnt", taps, right), right)
     return _at(0, first, 1) + _at(1, taps - first, 1)
 
 
 def _at(place: int, taps: Tensor, more: int) -> Tensor:
     """The taps, that many places later, with zeros up to `more` places."""
-    return torch.nn.functional.pad(taps, (0, 0, place, more - place))
+    return torch.nn.functional.pad(taps, (0, 0, 0, 0, place, more - place))
 
 
 def _contracted(text: str, left: Tensor, right: Tensor) -> Tensor:
