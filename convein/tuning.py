@@ -124,8 +124,8 @@ def tune(
     launches = _recorded(table, function, arguments, keywords)
     if not launches:
         raise PlanError(
-            "there is nothing to tune: the call launched no kernel of convein",
-            hint="print(convein.compile(...)) says which calls a program makes",
+            "there is nothing to tune: the call launched no kernel that has a choice",
+            hint="convein.compile(...).explain() says which kernels run and why others do not; layers.explain(...) too",
         )
     # A thread of its own has none of the caller's modes, hooks and contexts.
     with ThreadPoolExecutor(1) as pool:

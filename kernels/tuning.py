@@ -140,6 +140,13 @@ def adopt(launch: Launch, configuration: Any) -> None:
     _adopted[device_name(launch.device), launch.kernel, launch.key] = _described(configuration)
 
 
+def forget() -> None:
+    """From now on nothing is adopted, and a stored table is read anew."""
+    global _stored  # noqa: PLW0603 - a cache
+    _adopted.clear()
+    _stored = None
+
+
 def device_name(device: torch.device | None = None) -> str:
     """What tables call a device, by default the current one."""
     if device is None:

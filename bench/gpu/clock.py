@@ -86,6 +86,18 @@ def sample(call: Call, repeats: int) -> float:
     return float(sum(spent)) / 1e3 / repeats
 
 
+def reason(error: Exception) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def start_afresh() -> None:
+    """Frees what the last group has left, and forgets what torch has compiled for it."""
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @cache
 def _waste(index: int) -> torch.Tensor:
     return torch.empty(FLUSHED, dtype=torch.uint8, device=torch.device("cuda", index))

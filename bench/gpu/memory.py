@@ -12,6 +12,7 @@ from cases.forms import Operands
 from cases.memory import SAVED, Amount, Count
 from cases.peers import Way
 from convein.metering import SavedMemory, footprint
+from gpu import clock
 from gpu.clock import Setting
 from gpu.layers import BACKENDS, LAYERS, TRAINING, Layer, makers, operands_of
 
@@ -54,6 +55,7 @@ def _ratio(one: int, other: int) -> float:
 
 
 def _counted(setting: Setting, layer: Layer, name: str, unit: str) -> int | str:
+    clock.start_afresh()
     given = operands_of(setting, layer, TRAINING)
     try:
         way = makers(layer.form, setting.compiler)[name](given)
@@ -61,8 +63,8 @@ def _counted(setting: Setting, layer: Layer, name: str, unit: str) -> int | str:
             return way
         _step(way)  # the first call may plan, compile and build
         return _saved(way) if unit == SAVED else _peak(way, given)
-    except (RuntimeError, convein.ConveinError) as error:
-        return str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - what a way cannot do is reported, whatever it raises
+        return clock.reason(error)
 
 
 def _predicted(setting: Setting, layer: Layer, backend: str, unit: str) -> int | str:
@@ -70,7 +72,7 @@ def _predicted(setting: Setting, layer: Layer, backend: str, unit: str) -> int |
     try:
         expression = convein.compile(given.form.expression, *given.leaves, backend=backend)
     except convein.ConveinError as error:
-        return str(error).splitlines()[0]
+        return clock.reason(error)
     return expression.saved_bytes if unit == SAVED else expression.peak_bytes
 
 

@@ -30,6 +30,7 @@ from measure import Group, Timing
 
 # Pictures, channels, and their size.
 SIZES = ((128, 64, 56), (128, 128, 28), (128, 256, 14), (128, 512, 7), (16, 128, 28), (2, 64, 14))
+KINDS = tuple(rates.SHIPPED.forward)
 # What a class does beside moving bytes, or moves beside computing, where that costs nothing that shows.
 FREE = 1e7
 GROUP = "rates of"
@@ -53,7 +54,7 @@ class Probe:
 
 def groups(setting: Setting) -> Iterator[Group]:
     """Every class and direction: a call of each size is a variant."""
-    for kind, direction in product(rates.SHIPPED.forward, (FORWARD, TRAINING)):
+    for kind, direction in product(KINDS, (FORWARD, TRAINING)):
         name = f"{GROUP} {kind} {direction}"
         yield Group(name, partial(_variants, setting, kind, direction), sampler=clock.sample)
 
@@ -66,7 +67,7 @@ def table(setting: Setting, timings: Iterable[Timing]) -> Rates | None:
             kind, direction = timing.group.removeprefix(f"{GROUP} ").rsplit(" ", 1)
             found.setdefault((kind, direction), {})[timing.variant] = timing.median * 1e6
     forward, backward = {}, {}
-    for kind in rates.SHIPPED.forward:
+    for kind in KINDS:
         ahead, both = found.get((kind, FORWARD)), found.get((kind, TRAINING))
         if ahead is None or both is None:
             return None

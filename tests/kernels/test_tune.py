@@ -234,7 +234,7 @@ def test_a_home_that_cannot_be_written_is_no_error(
 
 
 def test_a_call_without_kernels_is_refused(device: torch.device) -> None:
-    with pytest.raises(convein.PlanError, match="nothing to tune: the call launched no kernel of convein"):
+    with pytest.raises(convein.PlanError, match="nothing to tune: the call launched no kernel that has a choice"):
         convein.tune(torch.exp, torch.ones(4, device=device))
 
 
