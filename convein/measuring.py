@@ -20,7 +20,8 @@ from torch.nn import Parameter
 from convein.lowering import Program, Target, lower
 from convein.metering import Sample
 from convein.network import Network
-from convein.planner.candidates import candidates
+from convein.planner.candidates import candidates, ordered
+from convein.planner.chains import chains
 
 # So many programs are timed, those that should be the fastest of so many orders for each.
 TIMED = 5
@@ -63,6 +64,8 @@ def programs(
 ) -> list[Program]:
     """The `count` programs worth timing, the most promising first: of the best orders those with the lowest price.
 
+    Where there are kernels, as many without them are timed too.
+
     Args:
         network: what is planned.
         target: what they will run on.
@@ -70,11 +73,21 @@ def programs(
         options: what `candidates` is told.
         count: how many.
     """
+    plans = [*candidates(network, ORDERS * count, **options)]
+    targets = [target]
+    if target.refusal is not None:
+        plans += ordered(network, chains(network), "chain", **options)
+        targets += [] if target.forced else [replace(target, refusal=None, absence="measured to be slower")]
     found: dict[str, Program] = {}
-    for plan in candidates(network, ORDERS * count, **options):
-        program = lower(replace(plan, optimizer="measure"), target, orders)
-        found.setdefault(program.source, program)
-    return sorted(found.values(), key=lambda program: program.price)[:count]
+    for aimed in targets:
+        lowered = (lower(replace(plan, optimizer="measure"), aimed, orders) for plan in plans)
+        own = {program.source: program for program in lowered if program.source not in found}
+        found |= {program.source: program for program in sorted(own.values(), key=_price)[:count]}
+    return sorted(found.values(), key=_price)
+
+
+def _price(program: Program) -> float:
+    return program.price
 
 
 def fastest(

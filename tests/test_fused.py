@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import convein
+from convein import measuring
 from convein.errors import OptionError
+from convein.execution import kernels
+from convein.lowering import Target
 from convein.lowering.chain import runs
 from convein.planner import accelerators, plan, rates
 from convein.planner.accelerators import accelerator
@@ -28,7 +31,7 @@ def layer(channels: int, rank: int, size: int) -> tuple[tuple[int, ...], ...]:
 
 
 @pytest.mark.parametrize(
-    ("channels", "rank", "size", "kernels"),
+    ("channels", "rank", "size", "expected"),
     [
         (64, 64, 56, ("pointwise_depthwise",)),
         (128, 64, 28, ("pointwise_depthwise",)),
@@ -37,9 +40,9 @@ def layer(channels: int, rank: int, size: int) -> tuple[tuple[int, ...], ...]:
     ],
 )
 def test_small_layers_are_fused_and_those_that_are_hardly_compressed_composed(
-    channels: int, rank: int, size: int, kernels: tuple[str, ...]
+    channels: int, rank: int, size: int, expected: tuple[str, ...]
 ) -> None:
-    assert compiled(CP, *layer(channels, rank, size)).program.kernels == kernels
+    assert compiled(CP, *layer(channels, rank, size)).program.kernels == expected
 
 
 def test_backend_torch_calls_no_kernel_and_triton_calls_them_where_they_are_slower() -> None:
@@ -185,6 +188,15 @@ def test_a_card_that_was_measured_has_its_own_rates(monkeypatch: pytest.MonkeyPa
     assert own.forward[rates.MATRIX] == own.backward[rates.MATRIX] == rates.Rate(**rate)
     assert own.forward[rates.FUSED] == other.forward[rates.FUSED]
     assert other.forward[rates.MATRIX] != own.forward[rates.MATRIX]
+
+
+def test_measuring_times_programs_with_kernels_and_without() -> None:
+    network = compiled(CP, *layer(64, 64, 56)).network
+    target = Target(torch.bfloat16, "cuda", dict(network.sizes), accelerator(torch.bfloat16), refusal=kernels.refusal)
+    found = measuring.programs(network, target, (), {"rates": target.rates})
+    assert len({program.source for program in found}) == len(found)
+    assert {bool(program.kernels) for program in found} == {True, False}
+    assert [program.price for program in found] == sorted(program.price for program in found)
 
 
 def test_a_gpu_moves_numbers_while_it_computes() -> None:
