@@ -15,8 +15,9 @@ from convein.layers.sc_fac.exponential import skew
 from convein.layers.sc_fac.factors import Factor
 from measure import Group
 
-# Standard deviations of the free parameters: after some steps of an optimizer, and after many without a new base.
-TURNS = (0.01, 0.05)
+# Standard deviations of the free parameters: at the start, after some steps of an optimizer, and after many without a
+# new base.
+TURNS = (0.0, 0.01, 0.05)
 NETWORK = (22, 10)  # depth and width
 # Channels of input and output, kernel and stride; then size and batch.
 INFERENCE = (

@@ -4,8 +4,8 @@ With [a, b] * [c, d] = [ac, ad + bc, bd] for the product of two sequences of mat
 axis are L_n * ... * L_1 * [Q] * R_1 * ... * R_n with R = [P, I - P] and L = [I - P, P]: every factor delays one part of
 the channels, and all singular values are one at every frequency. A convolution in two dimensions is one along each.
 
-Stacks of taps are (taps, s, t), with groups (g, taps, s, t): the many products by a factor on the left, along the second
-axis, then read and write whole rows.
+Stacks of taps are (taps, s, t), with groups (g, taps, s, t): the many products by a factor on the left, along the
+second axis, then read and write whole rows.
 """
 
 from __future__ import annotations
