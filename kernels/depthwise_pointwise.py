@@ -4,8 +4,9 @@ A program takes some pixels and all outputs, if they fit. It convolves one block
 by its factors, and adds that to the outputs: what lies between the convolutions is never written. Nine taps read the
 same pixels, which the first-level cache keeps; for every further block of outputs they are convolved again.
 
-The operator keeps x and the factors. Its gradients are calls of torch. Those of the factors come from the gradient of
-the one dense kernel that they make, or, of more channels, from what lies between the convolutions, computed again.
+The operator keeps x and the factors. The gradient of x is `pointwise_depthwise` where that takes it, else two calls of
+torch. Those of the factors come from the gradient of the one dense kernel that they make, or, of more channels, from
+what lies between the convolutions, computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators, padding, tuning
+from convein.kernels import operators, padding, pointwise_depthwise, tuning
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -194,6 +195,17 @@ def _launch(
     return y
 
 
+def _adjoint(
+    x: Tensor, d: Tensor, c: Tensor, stride: Pair, low: Sequence[int], dilation: Pair, gradient: Tensor
+) -> tuple[Any, ...] | None:
+    """What `pointwise_depthwise` makes the gradient of x from; None if it does not."""
+    if max(stride) > 1:
+        return None
+    before = [span - lo for span, lo in zip(padding.reach(d.shape[1:], dilation), low, strict=True)]
+    arguments = gradient, c.t(), d.flip(-2, -1), None, before, x.shape[2:], dilation
+    return arguments if pointwise_depthwise.refusal(*arguments) is None else None
+
+
 def _pull(
     needs: Sequence[bool], x: Tensor, d: Tensor, c: Tensor, stride: Pair, low: Sequence[int], size: Sequence[int],
     dilation: Pair, gradient: Tensor,
@@ -206,9 +218,12 @@ def _pull(
     to_x = to_d = to_c = inner = None
     # What multiplying costs against what depthwise convolutions of torch read and write, counted twice.
     dense = needs[1] and prod(taps) * r * t <= BALANCE * (12 * r + 2 * t)
-    if needs[0] or (needs[1] and not dense):
+    fused = _adjoint(x, d, c, stride, low, dilation, gradient) if needs[0] else None
+    if (needs[0] and fused is None) or (needs[1] and not dense):
         inner = F.conv2d(gradient, c.t()[:, :, None, None])
-    if needs[0]:
+    if fused is not None:
+        to_x = torch.ops.convein.pointwise_depthwise(*fused)
+    elif needs[0]:
         to_x = F.pad(conv2d_input(image.shape, d[:, None], inner, groups=r, **given), [-side for side in sides])
     if dense:
         kernel = conv2d_weight(image, (t, r, *taps), gradient, **given)

@@ -114,7 +114,7 @@ def refusal(
         return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
     if circular and not prod(x.shape[2:]):
         return "an image without pixels does not go on"
-    if not _configurations(x, d, c, size, dilation):
+    if strips.largest((s, r, q, t), padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, d.dtype) is None:
         return f"a row of {d.shape[-1]} taps with dilation {dilation[1]} does not fit into registers"
     reason: str | None = operators.refusal(*tensors)
     return reason
@@ -123,14 +123,6 @@ def refusal(
 def _channels(x: Tensor, d: Tensor, c: Tensor | None) -> Channels:
     r, q = d.shape[-3], d.shape[0]
     return x.shape[1], r, q, q if c is None else c.shape[0]
-
-
-def _configurations(
-    x: Tensor, d: Tensor, c: Tensor | None, size: Sequence[int], dilation: Pair
-) -> tuple[Tile, ...]:  # fmt: skip
-    reach = padding.reach(d.shape[-2:], dilation)
-    result: tuple[Tile, ...] = strips.configurations(_channels(x, d, c), reach, d.ndim == 4, d.dtype, x.shape[0], size)
-    return result
 
 
 @triton.jit
@@ -247,7 +239,9 @@ def _launch(
         return y
     channels = _channels(x, d, c)
     key = (str(x.dtype), *map(triton.next_power_of_2, (*channels, *d.shape[-2:], x.shape[0], *size)), *dilation, d.ndim)
-    tile = tuning.chosen("pointwise_depthwise", key, _configurations(x, d, c, size, dilation)).fitted(size)
+    reach = padding.reach(d.shape[-2:], dilation)
+    tiles = strips.configurations(channels, reach, d.ndim == 4, d.dtype, x.shape[0], size)
+    tile = tuning.chosen("pointwise_depthwise", key, tiles).fitted(size)
     down, across = (triton.cdiv(n, m) for n, m in zip(size, (tile.high, tile.wide), strict=True))
     lanes = x.shape[0] * down * across
     dq, dr, da, db = d.stride() if d.ndim == 4 else (d.stride(0), 0, *d.stride()[1:])

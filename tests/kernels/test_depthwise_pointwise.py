@@ -107,6 +107,13 @@ def test_what_needs_no_gradient_gets_none(place, way, device) -> None:
     torch.testing.assert_close(to, torch.autograd.grad(plain.square().sum(), given[place])[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("channels", "kernels"), [((5, 7), 2), ((5, 129), 1)])
+def test_one_kernel_makes_the_gradient_of_x_unless_it_refuses(channels, kernels, device, guards) -> None:
+    case = Case(channels=channels, image=(1, 2, 2), size=(2, 2))
+    compare(case, [guards.around(x) for x in case.operands(torch.float32, device)], ROUNDING[torch.float32])
+    assert len(guards.buffers) == kernels
+
+
 def test_x_and_the_factors_are_all_that_is_kept(device) -> None:
     operands, kept = CASES["same"].operands(torch.float32, device), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
