@@ -143,3 +143,12 @@ def test_small_products_have_few_rows_and_not_few_columns(text: str, memory_form
     theirs = torch.autograd.grad(expected, exact, gradient.double())
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("rank", "first"), [(309, True), (458, False), (114, False)])
+def test_many_channels_of_small_images_are_trained_channels_first(rank: int, first: bool) -> None:
+    """Where they are so many that gradients take longer channels last, and oneDNN can split the blocks of others."""
+    text, shapes = "bshw,tq,sr,qrhw->bthw|hw", [(32, 512, 4, 4), (512, rank), (512, rank), (rank, rank, 3, 3)]
+    plan = convein.compile(text, *shapes, grad=True, optimize=[(0, 2), (1, 2), (0, 1)]).plan
+    program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), SHIPPED))
+    assert (f".reshape(32, {rank}, 4, 4), " in program.source) is first, program

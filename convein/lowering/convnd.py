@@ -140,6 +140,7 @@ def _price(
     # A scatter multiplies every entry of the signal, a gather every entry of the result.
     counted = prod(c.n if c.upsample > 1 else c.size for c in by_mode.values())
     made = pixels * groups * free * counted
+    image = pixels // number(roles.batch) * counted
     kernel = [by_mode[axis[0]].kernel if axis and axis[0] in by_mode else 1 for axis in roles.spatial]
     ignored = number(roles.spatial[-1]) if len(roles.spatial) == MAX_SPATIAL else 1
     few = groups == number(roles.batch) == 1 and writer.target.count(x) // ignored <= FEW_ENTRIES
@@ -150,7 +151,7 @@ def _price(
         row = number(roles.spatial[-1])
         made = made * max(row, ROW) // row
     return writer.price.convolution(
-        x, w, made, groups, summed, free, prod(c.kernel for c in by_mode.values()), last=last
+        x, w, made, groups, summed, free, prod(c.kernel for c in by_mode.values()), image, last=last
     )
 
 

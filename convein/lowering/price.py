@@ -20,6 +20,11 @@ HALO = 1.7
 VECTOR = 6
 # Vector units work on blocks of channels: fewer than this cost as much.
 BLOCK = 16
+# With channels last, gradients for many channels of several images of few pixels take longer by this factor. Channels
+# first, they are as fast as others where the blocks of channels can be split.
+SMALL_IMAGE = 32
+MANY_CHANNELS = 256
+SMALL_IMAGES = 1.25
 # Products of matrices by MKL have smaller blocks, as long as the caches hold matrices of so many entries.
 SMALL_BLOCK = 4
 SMALL = 2**17
@@ -97,9 +102,11 @@ class Pricer:
         return self._time(kind, flops, moved, parts[0].grad + parts[1].grad, padded)
 
     def convolution(
-        self, x: Value, w: Value, made: int, groups: int, summed: int, free: int, taps: int, *, last: bool
+        self, x: Value, w: Value, made: int, groups: int, summed: int, free: int, taps: int, image: int, *, last: bool
     ) -> float:
-        """A convolution with `made` outputs, channels of its groups and `taps` entries a filter."""
+        """A convolution with `made` outputs, `image` of them in a channel of one image; other channels are those of its
+        groups, and a filter has `taps` entries.
+        """
         if summed == free == 1:
             kind = rates.DEPTHWISE_LAST if last else rates.DEPTHWISE_FIRST
             padded = flops = 2 * made * taps * (_blocks(groups) / groups if last else 1)
@@ -112,6 +119,9 @@ class Pricer:
             flops = 2 * made / free * _blocks(free) * summed * taps
             # The gradient of the signal has its channels as outputs.
             padded = flops * _blocks(summed) / summed
+            several = made > image * groups * free
+            if kind == rates.DENSE_LAST and several and image < SMALL_IMAGE and _split(summed) and _split(free):
+                padded *= SMALL_IMAGES
         moved = self._bytes(x) + self._bytes(w) + made * self.target.dtype.itemsize
         return self._time(kind, flops, moved, x.grad + w.grad, padded)
 
@@ -188,6 +198,12 @@ class Pricer:
 def _again(rows: int, summed: int, free: int, first: bool, second: bool) -> int:
     """How many entries of its first side a product with few columns reads again."""
     return rows * summed * AGAIN[first, second] if 1 < free < NARROW else 0
+
+
+def _split(channels: int) -> bool:
+    """Whether channels are many and the number of their blocks is no prime."""
+    count = -(-channels // BLOCK)
+    return channels >= MANY_CHANNELS and any(count % part == 0 for part in range(2, count))
 
 
 def _blocks(channels: int, block: int = BLOCK) -> int:

@@ -77,8 +77,8 @@ SHIPPED = Rates(
         TRANSPOSED: Rate(8, 1e6, 65),
     },
     backward={
-        ROWS: Rate(60, 232, 34),
-        MATRIX: Rate(19, 117, 24),
+        ROWS: Rate(90, 232, 34),
+        MATRIX: Rate(15, 117, 24),
         BATCHED: Rate(19, 72, 28),
         POINTWISE: Rate(64, 154, 14),
         DENSE_FIRST: Rate(71, 266, 7.8),
