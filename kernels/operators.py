@@ -85,10 +85,21 @@ def demand(reason: str | None) -> None:
 def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """An operator of torch without derivatives: its schema, what computes it, and what only allocates its results."""
     name = LIBRARY.define(schema)
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, tuning.watched(launch), key)
+    watched = tuning.watched(launch)
+    LIBRARY.impl(name, watched, "CPU")
+    LIBRARY.impl(name, at_home(watched), "CUDA")
     register_fake(f"convein::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.convein, name)
+
+
+def at_home(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher with the GPU of its first tensor as the current one: triton launches nowhere else."""
+
+    def launched(*arguments: Any) -> Any:
+        with torch.cuda.device(next(x.device for x in arguments if isinstance(x, Tensor))):
+            return launch(*arguments)
+
+    return launched
 
 
 def differentiate(name: str, backward: Callable[..., Any]) -> None:
