@@ -1,10 +1,8 @@
-"""What an equation of two operands says: its terms, whether tensors fit it, and the equations of its gradients."""
+"""What an equation of two operands says: its terms, whether tensors fit it, and the matrices that it multiplies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 from torch import Tensor
@@ -68,34 +66,3 @@ def misfit(x: Tensor, w: Tensor, equation: str, convolved: str, options: Sequenc
         if mode in of_w and mode not in convolved and of_x[mode] != of_w[mode]:
             return f"mode {mode} is {of_x[mode]} in x and {of_w[mode]} in w"
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """The entries of a signal that meet the same entries of the filter, along one convolved mode.
-
-    Both are series: with a and v counted from 0, `signal.start + a * signal.step` and `filter.start + v * filter.step`
-    meet in the result's entry `stride * a + dilation * v - low`.
-    """
-
-    signal: slice
-    filter: slice
-    stride: int
-    dilation: int
-    low: int
-
-
-def phases(stride: int, dilation: int, low: int) -> list[Phase]:
-    """What the result's entries o and the filter's u add to in a signal, at stride * o + dilation * u - low, solved
-    for o. Entries of the signal in no phase meet nothing.
-    """
-    every, sign = abs(stride), 1 if stride > 0 else -1
-    common = gcd(every, dilation)
-    found = []
-    for rest in range(0, every, common):
-        first = (rest - low) % every
-        tap = next(u for u in range(every) if (dilation * u - rest) % every == 0)
-        at = sign * (first + low - dilation * tap) // every
-        signal, taps = slice(first, None, every), slice(tap, None, every // common)
-        found.append(Phase(signal, taps, sign, -sign * dilation // common, -at))
-    return found

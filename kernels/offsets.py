@@ -17,12 +17,15 @@ from math import gcd, prod
 
 import torch
 from convein.kernels.equation import grouped, terms
+from convein.kernels.operators import INTERPRETED
 from torch import Tensor
 
 Sizes = tuple[int, ...]
 
-# The longest run that a compiler is told of, and what vectors are filled up to: the largest tile.
-RUN, TILE = 16, 256
+# The longest run that a compiler is told of.
+RUN = 16
+# What all tiles divide, to which vectors are filled up, and from which length on they are cut into turns.
+TILE, LONG = (16, 32) if INTERPRETED else (256, 2**14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +48,46 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Modes side by side, the slowest first, as one axis of a matrix."""
+    """Modes side by side, the slowest first, as one axis of a matrix.
+
+    Attributes:
+        dimensions: the modes.
+        turning: whether its vectors may end before the axis does, after a number of entries of the slowest mode. Who
+            goes on beyond that adds the same number every turn.
+    """
 
     dimensions: tuple[Dimension, ...]
+    turning: bool = False
 
     @property
     def size(self) -> int:
         """How many entries it has."""
         return prod(one.size for one in self.dimensions)
 
+    @property
+    def slowest(self) -> int:
+        """How many entries the slowest mode has."""
+        return self.dimensions[0].size if self.dimensions else 1
+
+    @property
+    def turn(self) -> int:
+        """How many of them the vectors hold: all, or as many as make whole tiles."""
+        if not self.turning or self.size <= LONG or self.dimensions[0].place >= 0:
+            return self.slowest
+        return min(self.slowest, TILE // gcd(TILE, prod(one.size for one in self.dimensions[1:])))
+
     def offsets(self, tensor: str) -> Tensor:
-        """What every entry adds to an address in x or w."""
+        """What entries add to an address in x or w, up to the first turn."""
         return self._sums([getattr(one, tensor) for one in self.dimensions])
 
+    def step(self, tensor: str) -> int:
+        """What a turn adds to an address in x or w: 0 where there is one turn only."""
+        if self.turn == self.slowest:
+            return 0
+        return self.turn * int(getattr(self.dimensions[0], tensor))
+
     def places(self, at: int) -> Tensor:
-        """What every entry adds to the place along a convolved mode."""
+        """What entries add to the place along a convolved mode, up to the first turn."""
         return self._sums([one.step if one.place == at else 0 for one in self.dimensions])
 
     def run(self, tensor: str) -> int:
@@ -98,16 +126,17 @@ class Axis:
     def _sums(self, steps: Sequence[int]) -> Tensor:
         """Sums of multiples, filled up to whole tiles with the last group again: what holds for groups holds there."""
         total = torch.zeros(1, dtype=torch.int64)
-        for one, step in zip(self.dimensions, steps, strict=True):
-            total = (total[:, None] + torch.arange(one.size) * step).flatten()
+        for at, (one, step) in enumerate(zip(self.dimensions, steps, strict=True)):
+            count = one.size if at else self.turn
+            total = (total[:, None] + torch.arange(count) * step).flatten()
         group, beyond = gcd(len(total), RUN), -len(total) % TILE
         again = total[len(total) - group :].repeat(-(-beyond // group))[:beyond]
         return torch.cat((total, again)).to(torch.int32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A product of two tensors, a batch of matrices each.
+    """A product of two tensors, a batch of matrices each. Made once for a call: one is equal to itself only.
 
     Attributes:
         batch, rows, columns, inner: of the products of matrices.
@@ -164,19 +193,20 @@ def layout(
 ) -> Layout:  # fmt: skip
     """The product of tensors with these sizes and strides, whose numbers have `item` bytes.
 
-    A small w that is not read 16 bytes at a time is read from a copy whose inner sum is contiguous.
+    If w would not be read 16 bytes at a time, a copy is read whose inner sum is contiguous.
     """
     _, W, _ = terms(equation)
     groups = grouped(x_strides, w_strides, equation, convolved, stride, dilation)
     given = (x_sizes, x_strides, w_sizes, equation, convolved, stride, dilation, low, size)
     first = _described(groups, dict(zip(W, w_strides, strict=True)), None, *given)
-    if first.vector("w") * item >= 16 or 4 * prod(w_sizes) > prod(x_sizes):
+    if first.vector("w") * item >= 16:
         return first
     order = [*groups[0], *groups[2], *groups[3]]
     sizes, strides, count = dict(zip(W, w_sizes, strict=True)), {}, 1
     for mode in reversed(order):
         strides[mode], count = count, count * sizes[mode]
-    return _described(groups, strides, tuple(W.index(mode) for mode in order), *given)
+    copied = _described(groups, strides, tuple(W.index(mode) for mode in order), *given)
+    return copied if copied.vector("w") > first.vector("w") else first
 
 
 def _described(
@@ -207,9 +237,9 @@ def _described(
 
     return Layout(
         Axis(tuple(Dimension(x_size[mode], of_x[mode], of_w[mode]) for mode in batch)),
-        Axis(tuple(row(mode) for mode in rows)),
+        Axis(tuple(row(mode) for mode in rows), turning=True),
         Axis(tuple(Dimension(w_size[mode], 0, of_w[mode]) for mode in columns)),
-        Axis(tuple(summed(mode) for mode in inner)),
+        Axis(tuple(summed(mode) for mode in inner), turning=True),
         -sum(of_x[mode] * low[place] for mode, place in at.items()),
         tuple(place for place in range(len(convolved)) if leaves(place)),
         low,

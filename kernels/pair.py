@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from math import gcd, prod
 from typing import Any
 
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from convein.kernels import operators, tuning
-from convein.kernels.equation import grouped, misfit, phases, terms
+from convein.kernels import adjoint, operators, tuning
+from convein.kernels.equation import grouped, misfit, terms
 from convein.kernels.offsets import Layout, layout, reach
 from convein.kernels.operators import FLOATS, INTERPRETED, Build
 from torch import Tensor
@@ -102,10 +101,12 @@ def refusal(
     plan = _layout(x, w, equation, convolved, *options)
     if max(reach(plan), plan.batch.size * plan.rows.size * plan.columns.size) >= 2**31:
         return "a tensor spans more than 2**31 numbers"
-    for name in "xw":
+    for name in "xw" if x.device.type == "cuda" else ():
         read = plan.vector(name) * x.dtype.itemsize
-        if x.device.type == "cuda" and read < 16:
+        if read < 16:
             return f"{name} could be read {read} bytes at a time, not 16, as its numbers lie"
+    if x.device.type == "cuda" and plan.order is not None and 4 * prod(w.shape) > prod(x.shape):
+        return "w would be copied first, as its numbers lie, and it is not small"
     return None
 
 
@@ -120,8 +121,9 @@ def _layout(x: Tensor, w: Tensor, equation: str, convolved: str, *options: Seque
 @triton.jit
 def _kernel(
     x, w, y, x_batch, x_rows, x_inner, w_batch, w_columns, w_inner, row_places, inner_places, limits,
-    rows, columns, inner, row_step, inner_step, steps, part, parts,
-    TESTED: tl.constexpr, ROW_ALIKE: tl.constexpr, INNER_ALIKE: tl.constexpr, EXISTS: tl.constexpr,
+    rows, columns, inner, row_period, inner_period, row_turn, x_turn, w_turn, steps, part, parts,
+    TESTED: tl.constexpr, TURNS: tl.constexpr, EXISTS: tl.constexpr,
+    ROW_GROUP: tl.constexpr, ROW_ALIKE: tl.constexpr, INNER_ALIKE: tl.constexpr,
     XB: tl.constexpr, XR: tl.constexpr, XRM: tl.constexpr, XI: tl.constexpr, XIM: tl.constexpr,
     WB: tl.constexpr, WC: tl.constexpr, WCM: tl.constexpr, WI: tl.constexpr, WIM: tl.constexpr,
     TYPE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -132,34 +134,45 @@ def _kernel(
     tile, matrix = tl.program_id(0) % (height * width), tl.program_id(0) // (height * width)
     top = tile // (8 * width) * 8
     band = tl.minimum(height - top, 8)
-    m = (top + tile % (8 * width) % band) * ROWS + tl.arange(0, ROWS)
+    down = (top + tile % (8 * width) % band) * ROWS
+    m = down + tl.arange(0, ROWS)
     n = tile % (8 * width) // band * COLUMNS + tl.arange(0, COLUMNS)
     image = x + tl.multiple_of(tl.load(x_batch + matrix // parts), XB)
     weights = w + tl.multiple_of(tl.load(w_batch + matrix // parts), WB)
-    at_row = tl.max_contiguous(tl.multiple_of(tl.load(x_rows + m), XRM), XR)
+    # Vectors are as long as a turn. Rows that are not there read what the first ones read.
+    turn, real = down // row_period, m < rows
+    row = tl.where(real, m - turn * row_period, m % ROW_GROUP)
+    at_row = tl.load(x_rows + row) + tl.where(real, turn * row_turn, 0)
+    at_row = tl.max_contiguous(tl.multiple_of(at_row, XRM), XR)
     at_column = tl.max_contiguous(tl.multiple_of(tl.load(w_columns + n), WCM), WC)
     places = ()
     for mode in tl.static_range(TESTED):
-        down = tl.max_constancy(tl.load(row_places + mode * row_step + m), ROW_ALIKE)
-        places += (down[:, None],)  # type: ignore[assignment]
+        place = tl.max_constancy(tl.load(row_places + mode * row_period + row), ROW_ALIKE)
+        places += (place[:, None],)  # type: ignore[assignment]
     total = tl.full((ROWS, COLUMNS), 0, TYPE)
     first = matrix % parts * part
     for step in range(first, tl.minimum(first + part, steps)):
         k = step * INNER + tl.arange(0, INNER)
-        x_at = tl.max_contiguous(tl.multiple_of(tl.load(x_inner + k), XIM), XI)
-        w_at = tl.max_contiguous(tl.multiple_of(tl.load(w_inner + k), WIM), WI)
+        at, signal, taps = k, image, weights
+        if TURNS:
+            turn = step * INNER // inner_period
+            at = step * INNER - turn * inner_period + tl.arange(0, INNER)
+            signal += tl.multiple_of(turn * x_turn, XIM)
+            taps += tl.multiple_of(turn * w_turn, WIM)
+        x_at = tl.max_contiguous(tl.multiple_of(tl.load(x_inner + at), XIM), XI)
+        w_at = tl.max_contiguous(tl.multiple_of(tl.load(w_inner + at), WIM), WI)
         # The vectors of offsets go on beyond the inner sum, the operands do not.
         exists = tl.max_constancy(k < inner, EXISTS)
-        real = exists[None]
+        inside = exists[None]
         for mode in tl.static_range(TESTED):
-            across = tl.max_constancy(tl.load(inner_places + mode * inner_step + k), INNER_ALIKE)
-            place = places[mode] + across[None]
-            real = real & (place >= 0) & (place < tl.load(limits + mode))
-        a = tl.load(image + (at_row[:, None] + x_at[None]), mask=real, other=0).to(FACTOR)
-        b = tl.load(weights + (w_at[:, None] + at_column[None]), mask=exists[:, None], other=0).to(FACTOR)
+            across = tl.max_constancy(tl.load(inner_places + mode * inner_period + at), INNER_ALIKE)
+            where = places[mode] + across[None]
+            inside = inside & (where >= 0) & (where < tl.load(limits + mode))
+        a = tl.load(signal + (at_row[:, None] + x_at[None]), mask=inside, other=0).to(FACTOR)
+        b = tl.load(taps + (w_at[:, None] + at_column[None]), mask=exists[:, None], other=0).to(FACTOR)
         total = tl.dot(a, b, acc=total, input_precision=PRECISION, out_dtype=TYPE)
     out = y + matrix.to(tl.int64) * rows * columns + ((m * columns)[:, None] + n[None])
-    tl.store(out, total.to(y.dtype.element_ty), mask=(m < rows)[:, None] & (n < columns)[None])
+    tl.store(out, total.to(y.dtype.element_ty), mask=real[:, None] & (n < columns)[None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +190,7 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
+@lru_cache
 def configurations(columns: int, dtype: torch.dtype) -> tuple[Tile, ...]:
     """Tiles for products with so many columns, the best guess first."""
     if INTERPRETED:
@@ -191,13 +205,13 @@ def configurations(columns: int, dtype: torch.dtype) -> tuple[Tile, ...]:
     return tuple(Tile(down, across, inner, warps, stages) for down, across, warps, stages in sizes)
 
 
-def _chosen(plan: Layout, dtype: torch.dtype) -> Tile:
+@lru_cache(maxsize=4096)
+def _key(plan: Layout, dtype: torch.dtype) -> tuple[int | str, ...]:
+    """What the best tile depends on."""
     axes = (plan.batch, plan.rows, plan.columns, plan.inner)
     sizes = [int(triton.next_power_of_2(axis.size)) for axis in axes]
     along = "inner" if plan.hints("x")["inner"][0] > 1 else "rows"
-    key = (str(dtype), *sizes, along, len(plan.tested))
-    tile: Tile = tuning.chosen("pair", key, configurations(plan.columns.size, dtype))
-    return tile
+    return (str(dtype), *sizes, along, len(plan.tested))
 
 
 @lru_cache(maxsize=256)
@@ -214,6 +228,7 @@ def _vectors(plan: Layout, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(x.to(device) for x in vectors)
 
 
+@lru_cache(maxsize=4096)
 def _constants(plan: Layout, dtype: torch.dtype, tile: Tile) -> dict[str, Any]:
     """The compile-time arguments."""
     x, w = plan.hints("x"), plan.hints("w")
@@ -222,6 +237,7 @@ def _constants(plan: Layout, dtype: torch.dtype, tile: Tile) -> dict[str, Any]:
     # The interpreter cannot compute with bfloat16, only load and store it.
     FACTOR = TYPE if INTERPRETED and dtype is torch.bfloat16 else FLOATS[dtype]
     constants: dict[str, Any] = {"TESTED": len(plan.tested), "EXISTS": gcd(plan.inner.size, 16)}
+    constants |= {"TURNS": plan.inner.turn < plan.inner.slowest, "ROW_GROUP": gcd(plan.rows.size, 16)}
     constants |= {"ROW_ALIKE": plan.rows.constancy(plan.tested), "INNER_ALIKE": plan.inner.constancy(plan.tested)}
     for prefix, tensor, outer, hints in (("X", "x", "R", x), ("W", "w", "C", w)):
         constants[f"{prefix}B"] = plan.batch.multiple(tensor, 1)
@@ -254,7 +270,7 @@ def _launch(x: Tensor, w: Tensor, equation: str, convolved: str, *options: Seque
         return y.zero_()
     if plan.order is not None:
         w = w.permute(plan.order).contiguous()
-    tile = _chosen(plan, x.dtype)
+    tile = tuning.chosen("pair", _key(plan, x.dtype), configurations(plan.columns.size, x.dtype))
     matrices, rows, columns, inner = (axis.size for axis in (plan.batch, plan.rows, plan.columns, plan.inner))
     tiles, steps = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns), triton.cdiv(inner, tile.inner)
     # Long sums of few results are split; the parts are added afterwards and not by atomics.
@@ -264,48 +280,13 @@ def _launch(x: Tensor, w: Tensor, equation: str, convolved: str, *options: Seque
     out = y if parts == 1 else operators.empty((matrices, parts, rows, columns), wide, x.device)
     vectors = _vectors(plan, x.device)
     _kernel[(tiles * matrices * parts,)](
-        x, w, out, *vectors, rows, columns, inner, vectors[1].shape[0], vectors[2].shape[0], steps, part, parts,
+        x, w, out, *vectors, rows, columns, inner, vectors[1].shape[0], vectors[2].shape[0],
+        plan.rows.step("x"), plan.inner.step("x"), plan.inner.step("w"), steps, part, parts,
         **_constants(plan, x.dtype, tile), **tile.options(),
     )  # fmt: skip
     if parts > 1:
         y.as_strided((matrices, rows, columns), (rows * columns, columns, 1)).copy_(out.sum(1))
     return y
-
-
-def _pull_signal(
-    gradient: Tensor, w: Tensor, shape: Sequence[int], equation: str, convolved: str, stride: Sequence[int],
-    dilation: Sequence[int], low: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """The gradient of x: one product where the strides are 1, else one for each phase of them."""
-    X, W, out = terms(equation)
-    to_x = gradient.new_zeros(tuple(shape)) if any(abs(step) > 1 for step in stride) else None
-    for along in product(*map(phases, stride, dilation, low)):
-        here, taps, size = [slice(None)] * len(X), [slice(None)] * len(W), []
-        for mode, phase in zip(convolved, along, strict=True):
-            here[X.index(mode)], taps[W.index(mode)] = phase.signal, phase.filter
-            size.append(len(range(shape[X.index(mode)])[phase.signal]))
-        steps = [[getattr(phase, name) for phase in along] for name in ("stride", "dilation", "low")]
-        part: Tensor = torch.ops.convein.pair(gradient, w[tuple(taps)], f"{out},{W}->{X}", convolved, *steps, size)
-        if to_x is None:
-            return part
-        to_x[tuple(here)] = part
-    assert to_x is not None
-    return to_x
-
-
-def _pull(
-    needs: Sequence[bool], x: Tensor, w: Tensor, equation: str, convolved: str, stride: Sequence[int],
-    dilation: Sequence[int], low: Sequence[int], size: Sequence[int], gradient: Tensor,  # noqa: ARG001
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """The gradients of x and w."""
-    X, W, out = terms(equation)
-    to_x = to_w = None
-    if needs[0]:
-        to_x = _pull_signal(gradient, w, x.shape, equation, convolved, stride, dilation, low)
-    if needs[1]:
-        taps = [w.shape[W.index(mode)] for mode in convolved]
-        to_w = torch.ops.convein.pair(x, gradient, f"{X},{out}->{W}", convolved, dilation, stride, low, taps)
-    return (to_x, to_w, *[None] * 6)
 
 
 operators.register(
@@ -314,7 +295,7 @@ operators.register(
     _launch,
     _allocate,
 )
-operators.differentiate("pair", _pull)
+operators.differentiate("pair", adjoint.pull)
 
 
 # Sizes of x and w, both contiguous, and what to do with them: matrices in a batch that lies inside; a pointwise

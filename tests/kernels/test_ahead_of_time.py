@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_KERNELS = {"__init__", "equation", "offsets", "operators", "padding", "strips", "tuning"}
+NOT_KERNELS = {"__init__", "adjoint", "equation", "offsets", "operators", "padding", "strips", "tuning"}
 KERNELS = sorted({Path(path.name).stem for path in files("convein.kernels").iterdir() if path.name.endswith(".py")})
 # What a block of an H100 may take, and what a thread may keep in memory because its registers are full, in bytes.
 SHARED, SPILLED = 232_448, 64

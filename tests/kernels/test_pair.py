@@ -134,6 +134,7 @@ CASES = {
     "convolution": Case("bshw,tshw->bthw", (1, 3, 5, 7), (4, 3, 3, 3), *SAME, (5, 7), ((0, 2, 3, 1), None)),
     "convolution, batch of filters": Case("bghsw,hgtsw->gbthw", (1, 2, 5, 3, 6), (3, 2, 4, 3, 2), *SAME, (5, 6)),
     "depthwise, strides": Case("bshw,shw->bshw", (2, 5, 7, 8), (5, 3, 2), "hw", (2, 3), (1, 2), (1, 0), (4, 2)),
+    "images in turns": Case("bshw,tshw->bthw", (5, 2, 4, 4), (3, 2, 3, 3), *SAME, (4, 4)),
     "three convolved modes": Case("adhw,dhw->adhw", (2, 3, 4, 3), (2, 3, 2), "dhw", *[(1,) * 3] * 3, (4, 4, 4)),
     "steps that share a factor": Case("ah,h->ah", (3, 23), (5,), "h", (6,), (4,), (3,), (5,)),
     "steps backward": Case("ah,bh->abh", (2, 9), (3, 4), "h", (-2,), (3,), (-5,), (6,)),
@@ -174,6 +175,8 @@ def test_what_the_compiler_is_told_of_vectors_is_true(case: Case, wider: int) ->
         groups = vectors[at].view(-1, run)
         assert (groups == groups[:, :1] + torch.arange(run)).all()
         assert (groups[:, 0] % multiple == 0).all()
+    assert plan.rows.step("x") % plan.hints("x")["outer"][1] == 0
+    assert all(plan.inner.step(tensor) % plan.hints(tensor)["inner"][1] == 0 for tensor in "xw")
     for at, tensor in ((0, "x"), (3, "w")):
         assert (vectors[at] % plan.batch.multiple(tensor, 1) == 0).all()
     for at, axis in ((6, plan.rows), (7, plan.inner)):
@@ -277,7 +280,7 @@ class OnGpu:
         (OnGpu((2, 16, 4, 4)), OnGpu((8, 16)), ("bshw,ts->bthw", "", [], [], [], []), None),
         (OnGpu((2, 16, 7, 7)), OnGpu((8, 16)), ("bshw,ts->bthw", "", [], [], [], []), "x could be read 2 bytes"),
         (OnGpu((2, 12)), OnGpu((64, 12)), ("ms,ns->mn", "", [], [], [], []), "x could be read 8 bytes"),
-        (OnGpu((16, 16)), OnGpu((16, 12)), ("ms,sn->mn", "", [], [], [], []), "w could be read 8 bytes"),
+        (OnGpu((16, 16)), OnGpu((16, 12)), ("ms,sn->mn", "", [], [], [], []), "w would be copied"),
         (OnGpu((2, 16), torch.float64), OnGpu((8, 16), torch.float64), ("bs,ts->bt", "", [], [], [], []), "float64"),
         (OnGpu((2, 16), torch.float32), OnGpu((8, 16), torch.float32), ("bs,ts->bt", "", [], [], [], []), "rounded"),
     ],
