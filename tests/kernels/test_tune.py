@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from convein.kernels import operators, tuning
+from convein.kernels import depthwise_pointwise, operators, tuning
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from triton import testing
 from triton.runtime.errors import OutOfResources
 
 import convein
@@ -139,6 +141,17 @@ def test_the_median_of_the_rounds_decides(device: torch.device) -> None:
     assert row.after == OFFERED[2]
 
 
+def test_a_gpu_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def do_bench(call: Callable[[], object], *, warmup: int, rep: int, return_mode: str) -> float:
+        assert call() == 3
+        assert warmup > 0 < rep
+        assert return_mode == "median"
+        return 0.25  # milliseconds
+
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    assert convein.tuning._on_gpu(lambda: 3) == 250
+
+
 def test_a_configuration_that_cannot_be_built_is_none(device: torch.device) -> None:
     def run(call: Callable[[], object]) -> float:
         call()
@@ -192,21 +205,29 @@ def test_one_configuration_is_timed_only(device: torch.device, monkeypatch: pyte
     assert row.microseconds_before == row.microseconds_after > 0
 
 
-def test_the_kernel_of_an_expression_is_launched_as_in_the_call(device: torch.device) -> None:
+def test_a_kernel_is_launched_again_as_the_call_has_launched_it(device: torch.device) -> None:
     dtype = torch.float64 if device.type == "cpu" else torch.bfloat16
     shapes = (2, 16, 5, 5), (16, 3, 3), (16, 16)
-    operands = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
-    layer = convein.compile("bshw,shw,ts->bthw|hw", *operands, backend="triton")
+    operands = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+    call = partial(depthwise_pointwise.depthwise_pointwise, low=(1, 1), size=(5, 5))
     launched: list[Tensor] = []
 
-    def run(call: Callable[[], object]) -> float:
-        launched.append(call())
+    def run(launch: Callable[[], object]) -> float:
+        launched.append(launch())
         return 1.0
 
-    (row,) = convein.tune(layer, *operands, timer=run).rows
+    (row,) = convein.tune(call, *operands, timer=run).rows
     assert row.kernel == "depthwise_pointwise"
     for result in launched:
-        torch.testing.assert_close(result, layer(*operands).detach())
+        torch.testing.assert_close(result, call(*operands))
+
+
+def test_an_expression_is_tuned(device: torch.device) -> None:
+    dtype = torch.float64 if device.type == "cpu" else torch.bfloat16
+    operands = [torch.ones(shape, device=device, dtype=dtype) for shape in ((2, 16, 5, 5), (16, 3, 3), (16, 16))]
+    layer = convein.compile("bshw,shw,ts->bthw|hw", *operands, backend="triton")
+    rows = convein.tune(layer, *operands, timer=lambda launch: float(launch() is not None)).rows
+    assert {row.kernel for row in rows} == {*layer.program.kernels}
 
 
 def test_deterministic_algorithms_do_not_forbid_it(device: torch.device) -> None:
