@@ -152,3 +152,11 @@ def test_many_channels_of_small_images_are_trained_channels_first(rank: int, fir
     plan = convein.compile(text, *shapes, grad=True, optimize=[(0, 2), (1, 2), (0, 1)]).plan
     program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), SHIPPED))
     assert (f".reshape(32, {rank}, 4, 4), " in program.source) is first, program
+
+
+def test_a_product_of_low_rank_has_no_rows_of_a_page() -> None:
+    """Channels first, the rows of an image of 32 x 32 are one: they would be in each other's way in the cache."""
+    text, shapes = "bshw,tq,sr,qrhw->bthw|hw", [(1, 64, 32, 32), (64, 3), (64, 3), (3, 3, 3, 3)]
+    plan = convein.compile(text, *shapes, optimize=[(0, 2), (1, 2), (0, 1)]).plan
+    program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), SHIPPED))
+    assert ".reshape(1, 32, 32, 64).permute(0, 3, 1, 2)" in program.source, program

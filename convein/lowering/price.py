@@ -32,6 +32,10 @@ SMALL = 2**17
 # its sides are transposed.
 NARROW = 16
 AGAIN = {(False, False): 6, (True, False): 14, (True, True): 28, (False, True): 0}
+# With few products to a sum, rows of the result that are multiples of so many entries get into each other's way in
+# the cache: as if each of its entries were read so many times more.
+PAGE = 1024
+ALIASED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +200,10 @@ class Pricer:
 
 
 def _again(rows: int, summed: int, free: int, first: bool, second: bool) -> int:
-    """How many entries of its first side a product with few columns reads again."""
-    return rows * summed * AGAIN[first, second] if 1 < free < NARROW else 0
+    """How many entries a product with few columns, or with few products to a sum, seems to read again."""
+    if 1 < free < NARROW:
+        return rows * summed * AGAIN[first, second]
+    return rows * free * ALIASED if 1 < summed < NARROW and free % PAGE == 0 else 0
 
 
 def _split(channels: int) -> bool:
