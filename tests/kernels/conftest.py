@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,14 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guards]:
     yield guards
     assert guards.buffers, "no launcher allocated a result"
     guards.check()
+
+
+@pytest.fixture
+def own_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder and tables of configurations that nobody else sees, which do serve."""
+    from convein.kernels import tuning
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(tuning.SWITCH)
+    monkeypatch.setattr(tuning, "_adopted", {})
+    monkeypatch.setattr(tuning, "_stored", None)

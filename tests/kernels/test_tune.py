@@ -19,6 +19,8 @@ from triton.runtime.errors import OutOfResources
 import convein
 from contexts import deterministic
 
+pytestmark = pytest.mark.usefixtures("own_tables")
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -51,14 +53,6 @@ def double(x: Tensor) -> Tensor:
     return torch.ops.convein.double_for_a_test(x)
 
 
-@pytest.fixture(autouse=True)
-def own_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(tuning.SWITCH)
-    monkeypatch.setattr(tuning, "_adopted", {})
-    monkeypatch.setattr(tuning, "_stored", None)
-
-
 def timer(**microseconds: float) -> Callable[[Callable[[], object]], float]:
     """What the launch takes with each width."""
 
@@ -84,8 +78,7 @@ def test_the_fastest_configuration_serves_from_then_on(device: torch.device, mon
     double(x.double())
     assert last == [OFFERED[0]]
     assert report.file == tuning.file()
-    monkeypatch.setattr(tuning, "_adopted", {})
-    monkeypatch.setattr(tuning, "_stored", None)
+    tuning.forget()
     double(x)
     assert last == [OFFERED[1]], "a later process reads what was kept"
 

@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from contexts import deterministic
 from convein import calibration
 
+pytestmark = pytest.mark.usefixtures("own_tables")
+
 
 @dataclass(frozen=True, slots=True)
 class Factor:
@@ -42,15 +44,6 @@ operators.differentiate("scale_for_a_test", lambda _, x, gradient: torch.ops.con
 
 def scale(x: Tensor) -> Tensor:
     return torch.ops.convein.scale_for_a_test(x)
-
-
-@pytest.fixture(autouse=True)
-def own_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(tuning.SWITCH)
-    monkeypatch.setattr(tuning, "_adopted", {})
-    monkeypatch.setattr(tuning, "_stored", None)
-    seen.clear()
 
 
 @pytest.fixture
@@ -138,8 +131,7 @@ def test_what_is_kept_serves_later_processes(x: Tensor, monkeypatch: pytest.Monk
         path = tuning.keep()
     assert path is not None
     assert [path] == list(path.parent.iterdir())
-    monkeypatch.setattr(tuning, "_adopted", {})
-    monkeypatch.setattr(tuning, "_stored", None)
+    tuning.forget()
     assert scale(x).tolist() == [2, 2]
     assert scale(x.double()).tolist() == [3, 3]
 
