@@ -22,7 +22,8 @@ from measure import Group, Timing
 
 BATCH = 128
 FORWARD, TRAINING = "forward", "forward+backward"
-EAGER, GRAPH = "eager", "graph"
+# Of the name of a way that is launched as a captured graph.
+GRAPH = ", graph"
 BACKENDS = ("auto", "triton", "torch")
 OURS = "convein auto"
 PREDICTED = f"{OURS}, predicted"
@@ -74,16 +75,16 @@ LAYERS = (
 )
 
 
-def name_of(layer: Layer, direction: str, launched: str) -> str:
+def name_of(layer: Layer, direction: str) -> str:
     """The name of a group."""
-    return f"{layer} {direction} {launched}"
+    return f"{layer} {direction}"
 
 
 def groups(setting: Setting, layers: Sequence[Layer] = LAYERS) -> Iterator[Group]:
-    """Every layer and direction, as calls and as graphs; predicted times become rows, too."""
-    for layer, direction, launched in product(layers, (FORWARD, TRAINING), (EAGER, GRAPH)):
-        name = name_of(layer, direction, launched)
-        make = partial(variants, setting, layer, direction, launched)
+    """Every layer and direction; predicted times become rows, too."""
+    for layer, direction in product(layers, (FORWARD, TRAINING)):
+        name = name_of(layer, direction)
+        make = partial(variants, setting, layer, direction)
         kept = partial(_with_prediction, setting, layer, direction)
         yield Group(name, make, kept=kept, sampler=clock.sample)
 
@@ -103,8 +104,8 @@ def operands_of(setting: Setting, layer: Layer, direction: str) -> Operands:
     return Operands(case, form, x, tuple(factors), weight, gradient)
 
 
-def variants(setting: Setting, layer: Layer, direction: str, launched: str) -> dict[str, Call]:
-    """Every way that is possible, checked against the dense convolution in float32."""
+def variants(setting: Setting, layer: Layer, direction: str) -> dict[str, Call]:
+    """Every way that is possible, as calls and as a graph, checked against the dense convolution in float32."""
     clock.start_afresh()
     given = operands_of(setting, layer, direction)
     wanted = _values(_exact(given), given)
@@ -115,9 +116,11 @@ def variants(setting: Setting, layer: Layer, direction: str, launched: str) -> d
             if isinstance(way, str):
                 raise RuntimeError(way)
             compare(_values(way, given), wanted, TOLERANCE[setting.dtype])
-            calls[name] = clock.captured(_job(way, given)) if launched == GRAPH else _job(way, given)
+            calls[name] = _job(way, given)
+            calls[name + GRAPH] = clock.captured(calls[name])
         except Exception as error:  # noqa: BLE001 - what a way cannot do is reported, whatever it raises
-            tqdm.write(f"{layer} {direction} {launched}: without {name}: {clock.reason(error)}")
+            missing = name + GRAPH * (name in calls)
+            tqdm.write(f"{layer} {direction}: without {missing}: {clock.reason(error)}")
     return calls
 
 
@@ -143,15 +146,16 @@ def verdicts(timings: Sequence[Timing]) -> str:
     for timing in timings:
         by_group.setdefault(timing.group, {})[timing.variant] = timing.median * 1e6
     lines = [f"{'layers: us of ' + OURS:60} {'us':>8}  predicted  gain  promised  over the best other way"]
-    for layer, direction, launched in product(LAYERS, (FORWARD, TRAINING), (EAGER, GRAPH)):
-        found = by_group.get(name := name_of(layer, direction, launched), {})
+    for layer, direction, graph in product(LAYERS, (FORWARD, TRAINING), (False, True)):
+        every = by_group.get(name := name_of(layer, direction), {})
+        found = {key.removesuffix(GRAPH): spent for key, spent in every.items() if key.endswith(GRAPH) == graph}
         others = {key: spent for key, spent in found.items() if key not in OWN}
         if OURS in found and others:
             best = min(others, key=others.__getitem__)
             gain = others[best] / found[OURS]
             kept = "kept  " if gain >= layer.promise else "MISSED"
-            numbers = f"{found[OURS]:8.1f}  {found[PREDICTED]:9.1f}  {gain:4.2f}  {layer.promise} {kept}"
-            lines.append(f"  {name:58} {numbers}  {best}")
+            numbers = f"{found[OURS]:8.1f}  {every[PREDICTED]:9.1f}  {gain:4.2f}  {layer.promise} {kept}"
+            lines.append(f"  {name + GRAPH * graph:58} {numbers}  {best}")
     return "\n".join(lines) if len(lines) > 1 else ""
 
 

@@ -119,13 +119,14 @@ def test_kernels_are_judged_by_their_roofline_and_the_best_other_way() -> None:
 # Layers
 
 
-@pytest.mark.parametrize("launched", [layers.EAGER, layers.GRAPH])
 @pytest.mark.parametrize("layer", [layers.LAYERS[0], layers.LAYERS[7], layers.LAYERS[9]], ids=str)
-def test_every_way_to_evaluate_a_layer_computes_the_same(layer: layers.Layer, launched: str, tiny: Setting) -> None:
-    calls = layers.variants(tiny, layer, layers.TRAINING, launched)
+def test_every_way_to_evaluate_a_layer_computes_the_same(layer: layers.Layer, tiny: Setting) -> None:
+    calls = layers.variants(tiny, layer, layers.TRAINING)
     names = set(layers.makers(layer.form, tiny.compiler))
     # A back end may refuse, and a graph may not be possible: all others are there.
-    assert {"convein auto", "convein torch", "dense channels-last", "left to right, torch.compile"} <= {*calls} <= names
+    assert {"convein auto", "convein torch", "dense channels-last", "left to right, torch.compile"} <= {*calls}
+    assert {name.removesuffix(layers.GRAPH) for name in calls} <= names
+    assert "dense channels-last, graph" in calls
     for call in calls.values():
         call()
 
@@ -137,8 +138,22 @@ def test_a_layer_that_computes_something_else_is_left_out(
         return layers.Way(lambda: 2 * given.x, given.leaves, torch.channels_last)
 
     monkeypatch.setattr(layers, "dense", doubled)
-    assert "dense channels-last" not in layers.variants(tiny, layers.LAYERS[0], layers.FORWARD, layers.EAGER)
+    assert "dense channels-last" not in layers.variants(tiny, layers.LAYERS[0], layers.FORWARD)
     assert "without dense channels-last: ValueError: IT IS WRONG, value 0 is off by" in capsys.readouterr().out
+
+
+def test_a_way_that_no_graph_can_hold_is_measured_as_calls(
+    tiny: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def captured(call: clock.Call) -> clock.Call:
+        raise RuntimeError("it waits for the GPU\nsomewhere")
+
+    monkeypatch.setattr(clock, "captured", captured)
+    monkeypatch.setattr(layers, "BACKENDS", ("torch",))
+    calls = layers.variants(tiny, layers.LAYERS[0], layers.FORWARD)
+    assert "convein torch" in calls
+    assert not any(name.endswith(layers.GRAPH) for name in calls)
+    assert "without convein torch, graph: RuntimeError: it waits for the GPU\n" in capsys.readouterr().out
 
 
 def test_layers_are_judged_by_what_arithmetic_promises() -> None:
@@ -146,12 +161,23 @@ def test_layers_are_judged_by_what_arithmetic_promises() -> None:
     assert (first.promise, third.promise) == (1.0, 1.4)
     rows = []
     for layer in (first, third):
-        group = layers.name_of(layer, layers.FORWARD, layers.GRAPH)
-        times = {layers.OURS: 10, "convein triton": 8, "convein torch": 13, "dense channels-last": 20}
-        rows += [timing(group, name, spent) for name, spent in {**times, layers.PREDICTED: 9}.items()]
-    _, one, other = layers.verdicts(rows).splitlines()
-    assert one.split()[-8:] == ["graph", "10.0", "9.0", "1.30", "1.0", "kept", "convein", "torch"]
-    assert other.split()[-8:] == ["graph", "10.0", "9.0", "1.30", "1.4", "MISSED", "convein", "torch"]
+        group = layers.name_of(layer, layers.FORWARD)
+        times = {
+            layers.OURS: 10,
+            "convein triton": 8,
+            "convein torch": 13,
+            "dense channels-last": 20,
+            layers.PREDICTED: 9,
+        }
+        times |= {f"{layers.OURS}, graph": 5, "convein torch, graph": 8, "dense channels-last, graph": 7.5}
+        rows += [timing(group, name, spent) for name, spent in times.items()]
+    lines = [line.split()[-8:] for line in layers.verdicts(rows).splitlines()[1:]]
+    assert lines == [
+        ["forward", "10.0", "9.0", "1.30", "1.0", "kept", "convein", "torch"],
+        ["graph", "5.0", "9.0", "1.50", "1.0", "kept", "dense", "channels-last"],
+        ["forward", "10.0", "9.0", "1.30", "1.4", "MISSED", "convein", "torch"],
+        ["graph", "5.0", "9.0", "1.50", "1.4", "kept", "dense", "channels-last"],
+    ]
     assert layers.verdicts(rows[:1]) == ""
 
 
@@ -248,7 +274,7 @@ def test_the_command_writes_rows_and_rates(
     command(monkeypatch, "gpu_memory")
     assert "over predicted" in capsys.readouterr().out
     options = ["--rounds", "1", "--seconds", "0.001", "--only"]
-    command(monkeypatch, "gpu", *options, "CP 64 channels rank 16, forward graph")
+    command(monkeypatch, "gpu", *options, "CP 64 channels rank 16, forward")
     command(monkeypatch, "gpu", *options, "rates of")
     printed = capsys.readouterr().out
     assert "us of convein auto" in printed
