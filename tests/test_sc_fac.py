@@ -721,8 +721,9 @@ def test_checkpoints_use_the_shared_weights_again(monkeypatch: pytest.MonkeyPatc
     copy.deepcopy(model)(x)
 
 
-def test_other_modes_of_torch_around_a_flow() -> None:
-    flow = flow_block(4, 6, dtype=DOUBLE)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_other_modes_of_torch_around_a_flow(kernel: int) -> None:
+    flow = flow_block(4, 6, kernel, dtype=DOUBLE)
     numbers = torch.Generator()
     x = torch.randn(2, 4, 5, 5, dtype=DOUBLE)
     wanted = flow.transform(x, numbers.manual_seed(1))

@@ -175,7 +175,9 @@ class _Held(torch.autograd.Function):
 
 @contextmanager
 def orthogonal_weights(model: nn.Module) -> Iterator[None]:
-    """Within it, the orthogonal layers of a model use weights that were made together: one exponential for each size.
+    """Within it, the orthogonal layers of a model use weights that were made once, together.
+
+    Small matrices of one size share one exponential; on a CPU large ones are taken one by one.
 
     Enter it for every step of training, with the backward pass inside or outside, and what is recomputed in it
     (`torch.utils.checkpoint` with `use_reentrant=False`) uses the same weights. Weights are differentiable if they
