@@ -19,7 +19,7 @@ help:
 	@echo "make lipschitz  digits classified with certificates: orthogonal networks and others, minutes on two cores"
 	@echo "make test      run all tests but those of the kernels"
 	@echo "make test-kernels  run the tests of the Triton kernels: by triton's interpreter, on a GPU if there is one"
-	@echo "make test-kernels-oldest  the same with the oldest triton that convein works with"
+	@echo "make test-kernels-oldest  the same with the oldest triton that convein works with, without the bench"
 	@echo "make fuzz      the long run: thousands of random expressions against the oracle, 200,000 random texts"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     measure the engine on this machine; rows go to bench/results"
@@ -62,7 +62,7 @@ $(OLDEST_TRITON)/installed: $(STAMP)
 	touch $@
 
 test-kernels-oldest: $(OLDEST_TRITON)/installed
-	$(ONE_THREAD) PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/kernels
+	$(ONE_THREAD) PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n auto tests/kernels --ignore=tests/kernels/test_bench_gpu.py
 
 fuzz: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --hypothesis-profile=nightly tests/test_oracle.py
