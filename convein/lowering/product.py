@@ -140,10 +140,13 @@ def _rows(writer: Writer, x: Value, w: Value, before: Axis, summed: Axis, free: 
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     numbers = [_count(target, sizes, modes) for modes in (before, summed, free)]
     linear = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (x, w))
+    # oneDNN copies what is transposed, slowly.
+    turned = x.modes == (*summed, *before)
+    copy = min(writer.price.copy(x), writer.price.transposed(x)) if turned else 0.0
     order = _best_order(writer, x, w, before, summed, free, columns=False)
-    if not target.chooses_layouts or linear >= order.price + order.copy:
+    if not target.chooses_layouts or linear + copy >= order.price + order.copy:
         return _product(writer, x, w, before, summed, free, columns=False)
-    a, b = writer.arrange(x, (before, summed)), writer.arrange(w, (free, summed))
+    a, b = writer.arrange(x, (before, summed), dense=turned), writer.arrange(w, (free, summed))
     return writer.emit(f"linear({a.name}, {b.name})", [a, b], (before, free), sizes, linear)
 
 
