@@ -28,6 +28,8 @@ from convein.request import Request
 # So many orders are lowered, if the search finds them no more than so many times as slow as the best one.
 FEW = 4
 NEAR = 1.5
+# And so many of the orders that kernels are made for, those first that cost least without kernels.
+MOST_CHAINS = 12
 # More reasons are not told why kernels are not called.
 MOST_NOTES = 8
 BEST = ("auto", "optimal")
@@ -131,7 +133,7 @@ def _best(
     plans = candidates(network, FEW, **given)
     near = [plan for plan in plans if plan.total <= NEAR * plans[0].total]
     if target.refusal is not None:
-        near += ordered(network, chains(network), "chain", **given)
+        near += sorted(ordered(network, chains(network), "chain", **given), key=lambda plan: plan.total)[:MOST_CHAINS]
 
     signals = sum({1 << convolution.signal for convolution in network.convolutions.values()}) or network.everything
 
