@@ -99,8 +99,8 @@ class Program:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The names of the fused kernels that are called, in order."""
-        return tuple(name for s in self.statements for name in _KERNEL.findall(s.expression))
+        """The names of the fused kernels that are called, in the order of the source."""
+        return tuple(_KERNEL.findall(self.source))
 
     @property
     def source(self) -> str:
