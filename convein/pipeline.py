@@ -25,6 +25,7 @@ from convein.distributed import on_shards
 from convein.drafting import drafts, order
 from convein.errors import OperandError
 from convein.execution import load
+from convein.execution.symbols import DEFAULT_HINT
 from convein.expression import Expression
 from convein.memory import Draft
 from convein.metering import Sample, memory_order
@@ -35,7 +36,6 @@ from convein.planner import PathInfo, path_info
 from convein.request import PLANNING, Request, freeze, make_request, open_request
 from convein.syntax import Dialect
 from convein.tracing import (
-    DEFAULT_HINT,
     find_held,
     gradients_asked,
     hold,

@@ -13,10 +13,8 @@ import torch
 import torch.fx
 
 from convein.errors import OptionError
+from convein.execution.symbols import hint
 from convein.options import shown
-
-# What a symbolic size is planned with when torch has no example of it.
-DEFAULT_HINT = 32
 
 _opaque: list[Callable[..., Any]] = []
 _held: dict[int, object] = {}
@@ -109,11 +107,3 @@ def _numbers(operands: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
         return [tuple(operand.shape) for operand in operands]
     finally:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
-def hint(size: torch.SymInt) -> int:
-    """An example of a symbolic size, without adding a guard on it."""
-    known = size.node.maybe_as_int()
-    if known is None:
-        known = size.node.hint if size.node.has_hint() else DEFAULT_HINT
-    return int(known)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from convein.execution.ops import PLAIN, is_predicting, is_untraced, is_untransformed
+from convein.execution.symbols import example
 
 # What tensor cores take, and triton compiles well, begins with Ampere.
 OLDEST = (8, 0)
@@ -89,7 +90,7 @@ def call(name: str, *arguments: Any) -> Any:
     tried again.
     """
     module = load(name)
-    if not is_untransformed() or refusal(name, *arguments) is not None:
+    if not is_untransformed() or refusal(name, *map(example, arguments)) is not None:
         return module.reference(*arguments)
     try:
         return getattr(torch.ops.convein, name)(*arguments)

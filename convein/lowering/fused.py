@@ -22,17 +22,17 @@ from convein.lowering.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a kernel is asked about before there are tensors: all of one that is known.
+    """What a kernel is asked about where there is no tensor with these sizes: all of one that is known.
 
     Attributes:
         shape, dtype, device: as of a tensor.
-        order: dimensions from the slowest to the fastest in memory.
+        strides: entries between neighbours along each dimension.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    order: tuple[int, ...]
+    strides: tuple[int, ...]
 
     @property
     def ndim(self) -> int:
@@ -40,20 +40,20 @@ class Shape:
         return len(self.shape)
 
     def stride(self, dimension: int | None = None) -> tuple[int, ...] | int:
-        """Entries between neighbours along each dimension, or along one."""
-        steps, step = [0] * self.ndim, 1
-        for place in reversed(self.order):
-            steps[place] = step
-            step *= max(self.shape[place], 1)
-        return tuple(steps) if dimension is None else steps[dimension]
+        """The strides, or one of them, as of a tensor."""
+        return self.strides if dimension is None else self.strides[dimension]
 
 
 def _shape(writer: Writer, value: Value | None, order: Sequence[int] = ()) -> Shape | None:
+    """A value as it will be; `order` has its dimensions, the slowest first, where they lie otherwise."""
     if value is None:
         return None
     target = writer.target
     sizes = torch.Size(target.count(Value("", (place,), {m: value.sizes[m] for m in place})) for place in value.axes)
-    return Shape(sizes, target.dtype, torch.device(target.device), tuple(order) or tuple(range(len(sizes))))
+    strides, step = [0] * len(sizes), 1
+    for place in reversed(order or range(len(sizes))):
+        strides[place], step = step, step * max(sizes[place], 1)
+    return Shape(sizes, target.dtype, torch.device(target.device), tuple(strides))
 
 
 def _pointwise_depthwise(writer: Writer, run: Run, x: Value, factors: Sequence[Value]) -> Value | str:

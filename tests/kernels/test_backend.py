@@ -144,6 +144,15 @@ def test_kernels_within_a_budget(options: dict[str, Any], device: torch.device) 
 
 
 @pytest.mark.interpreted
+def test_kernels_that_are_called_again_in_the_backward_pass_are_named(device: torch.device) -> None:
+    compiled = convein.compile(CASES["CP"].text, *cp(device), backend="triton", checkpoint=True)
+    assert "checkpoint(" in compiled.source
+    assert all(f'kernel("{name}"' in compiled.source for name in compiled.program.kernels)
+    assert len(compiled.program.kernels) == compiled.source.count('kernel("') > 0
+    assert f"{compiled.program.kernels[0]}: called" in compiled.explain()
+
+
+@pytest.mark.interpreted
 def test_constants_are_folded_before_a_kernel(device: torch.device) -> None:
     x, *factors = cp(device, grad=False)
     text = CASES["CP"].text
@@ -248,6 +257,25 @@ def test_a_graph_holds_kernels_where_they_are_asked_for_by_name(device: torch.de
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad(one, tensors, weight) for one in (compiled(*tensors), expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", ["CP", "dense", "reduction"])
+def test_a_graph_with_a_free_batch_holds_kernels(name: str, device: torch.device) -> None:
+    case = CASES[name]
+    x, *others = [x.detach() for x in operands(case, device)]
+    others = [x[:1] for x in others] if name == "reduction" else others
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = convein.conv_einsum(case.text, x, *others, backend="triton", **case.options)
+            return result
+
+    exported = torch.export.export(Layer(), (x,), dynamic_shapes=({0: torch.export.Dim("b", min=2)},))
+    assert any(str(node.target).startswith("convein.") for node in exported.graph.nodes)
+    images = torch.cat([x, x + 1, x - 1])
+    expected = convein.conv_einsum(case.text, images, *others, backend="torch", **case.options)
+    torch.testing.assert_close(exported.module()(images), expected)
 
 
 @pytest.mark.interpreted
