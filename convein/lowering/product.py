@@ -140,8 +140,8 @@ def _rows(writer: Writer, x: Value, w: Value, before: Axis, summed: Axis, free: 
     target, sizes = writer.target, {**w.sizes, **x.sizes}
     numbers = [_count(target, sizes, modes) for modes in (before, summed, free)]
     linear = writer.price.matrix(rates.ROWS, 1, numbers[0], numbers[1], numbers[2], (x, w))
-    # oneDNN copies what is transposed, slowly.
-    turned = x.modes == (*summed, *before)
+    # oneDNN copies what is transposed, slowly: the signal of a convolution is copied here.
+    turned = x.signal and x.modes == (*summed, *before)
     copy = min(writer.price.copy(x), writer.price.transposed(x)) if turned else 0.0
     order = _best_order(writer, x, w, before, summed, free, columns=False)
     if not target.chooses_layouts or linear + copy >= order.price + order.copy:
