@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any
 
 import torch
@@ -81,20 +80,6 @@ def demand(reason: str | None) -> None:
     """Raises ValueError if there is a reason to refuse."""
     if reason is not None:
         raise ValueError(reason)
-
-
-def there(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """A launcher for GPUs that launches where its tensors are: triton, unlike torch, takes the current device."""
-
-    @wraps(launch)
-    def run(*arguments: Any) -> Any:
-        device = next(x.device for x in arguments if isinstance(x, Tensor))
-        if device.index == torch.cuda.current_device():
-            return launch(*arguments)
-        with torch.cuda.device(device):
-            return launch(*arguments)
-
-    return run
 
 
 def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -1,25 +1,14 @@
-"""What decides whether a kernel is launched, and where: shape, strides, type and device of each tensor."""
+"""A refusal needs shape, stride, type, device and number of dimensions of each tensor, and nothing else of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from convein.kernels import (
-    depthwise_pointwise,
-    dual_product,
-    lstm_gates,
-    operators,
-    pair,
-    pointwise_depthwise,
-    product_reduce,
-)
+from convein.kernels import depthwise_pointwise, dual_product, lstm_gates, pair, pointwise_depthwise, product_reduce
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +66,3 @@ CALLS: list[tuple[Any, tuple[Any, ...]]] = [
 def test_what_stands_for_tensors_is_judged_as_they_are(kernel, operands, device) -> None:
     placed = [x.to(device) if isinstance(x, Tensor) and not x.is_meta else x for x in operands]
     assert kernel.refusal(*map(described, placed)) == kernel.refusal(*placed)
-
-
-def test_a_kernel_is_launched_where_its_tensors_are(monkeypatch) -> None:
-    current = [0]
-
-    @contextmanager
-    def entered(device: torch.device) -> Iterator[None]:
-        before, current[0] = current[0], device.index
-        yield
-        current[0] = before
-
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
-    monkeypatch.setattr(torch.cuda, "device", entered)
-    launch = operators.there(lambda *_: current[0])
-    with FakeTensorMode():
-        assert [launch(None, torch.empty(3, device=f"cuda:{index}"), 5) for index in (1, 0, 2)] == [1, 0, 2]
-    assert current == [0]
