@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from convein import calibration
 from convein.errors import OptionError
 from convein.execution import kernels
-from convein.execution.ops import is_untraced
+from convein.execution.ops import is_untraced, is_untransformed
 from convein.lowering import Target
 from convein.network import Network
 from convein.request import Request
@@ -48,6 +50,11 @@ def aim(
         absence=absence,
         forced=request.backend == "triton",
     )
+
+
+def surroundings() -> tuple[Any, ...]:
+    """What decides which kernels a call takes, besides its operands: plans are remembered for one of these."""
+    return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"), is_untransformed()
 
 
 def _called(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from convein import cache, measuring
-from convein.aiming import aim
+from convein.aiming import aim, surroundings
 from convein.arguments import (
     check_constants,
     check_fixed,
@@ -139,7 +139,7 @@ def conv_einsum(
             planning,
             (optimize.__class__, checkpoint.__class__),  # 1 equals True, and means nothing here
             torch.is_grad_enabled(),
-            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),  # it decides what a kernel takes
+            surroundings(),
             # The sizes one by one: a proxy of torch.fx then stops here, before it records the questions that follow.
             *[
                 (*x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
@@ -290,8 +290,7 @@ def _evaluate_keyed(key: Any, expression: Any, operands: Sequence[Any], given: M
             (x.shape, x.__class__, x.dtype, x.device, x.requires_grad, x.is_contiguous() or x.stride())
             for x in operands
         ]
-        mixes = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (expression, freeze(given), torch.is_grad_enabled(), mixes, *metas)
+        key = (expression, freeze(given), torch.is_grad_enabled(), surroundings(), *metas)
         found = cache.lookup(key)
         if found is not None:
             return found(*operands)

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import convein
 from convein import measuring
@@ -217,6 +220,29 @@ def test_autocast_decides_what_kernels_are_asked_for() -> None:
     plain = convein.compile(CP, *shapes, device="cuda", dtype=torch.float32)
     assert plain.program.kernels == ()
     assert "products of float32 are not to be rounded" in plain.explain()
+
+
+class Kernels(TorchDispatchMode):
+    """Remembers which kernels are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator.namespace == "convein":
+            self.called.append(operator.overloadpacket.__name__)
+        return operator(*args, **(kwargs or {}))
+
+
+def test_what_was_planned_for_forward_derivatives_serves_these_only() -> None:
+    with FakeTensorMode():
+        tensors = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for shape in layer(64, 64, 56)]
+        with forward_ad.dual_level(), Kernels() as derived:
+            convein.conv_einsum(CP, *tensors)
+        with Kernels() as plain:
+            convein.conv_einsum(CP, *tensors)
+    assert (derived.called, plain.called) == ([], ["pointwise_depthwise"])
 
 
 def test_a_fused_layer_keeps_its_operands_only() -> None:
