@@ -13,6 +13,7 @@ from convein.errors import OptionError, PlanError
 from convein.lowering import Program, Target, lower
 from convein.lowering.fold import fold
 from convein.lowering.looping import Loop
+from convein.lowering.note import told
 from convein.lowering.slicing import chunked, loops
 from convein.lowering.widen import widen
 from convein.memory import Draft, Sketch, draft, keeping, limited
@@ -32,7 +33,7 @@ NEAR = 1.5
 MOST_CHAINS = 12
 # More reasons are not told why kernels are not called.
 MOST_NOTES = 8
-BEST = ("auto", "optimal")
+BEST = ("auto", "optimal", "measure")  # where nothing can be measured
 # The devices whose rates are known.
 TIMED = ("cpu", "cuda")
 
@@ -146,8 +147,10 @@ def _best(
     if best.fused:
         return best
     # What a kernel refuses in an order that was not taken may be why it was not.
-    notes = dict.fromkeys(note for program in (best, *others) for note in program.notes)
-    return replace(best, notes=tuple(notes)[:MOST_NOTES])
+    known = {note.run for note in best.notes}
+    more = [note for program in others for note in program.notes if not note.fits and note.run not in known]
+    apart = [replace(note, run=f"{note.run} in another order") for note in more]
+    return replace(best, notes=tuple(dict.fromkeys((*best.notes, *apart))))
 
 
 def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program]:
@@ -158,7 +161,7 @@ def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program
     """
     found = [program for program in programs if program.kernels]
     if not found:
-        why = dict.fromkeys(note for program in programs for note in program.notes)
+        why = told(note for program in programs for note in program.notes)[:MOST_NOTES]
         raise OptionError(
             f'backend="triton": no kernel computes a part of this ({"; ".join(why) or "no run of its steps is one"})',
             text=request.equation.text,

@@ -15,10 +15,14 @@ from convein.drawing import Svg, draw_both
 from convein.errors import OperandError, ShapeError
 from convein.execution import load
 from convein.lowering import Program
+from convein.lowering.note import told
 from convein.metering import Footprint, Sample, predict
 from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_distributed, refuse_distributed
 from convein.planner import Plan, path_info
+
+# explain() tells no more of why kernels are not called.
+MOST_REASONS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +79,9 @@ class Expression:
     def price(self) -> float:
         """Microseconds that a call is expected to take, with its backward pass where gradients are needed.
 
-        It is the time model's, for the calls of torch alone; what was computed of constants is not part of it. With
-        loops, which a memory limit brings, it is that of one chunk.
+        It is the time model's, for the calls of the program as it is; what was computed of constants is not part of it.
+        With loops, which a memory limit brings, it is that of one chunk. `plan.total` is another number: what the
+        search knew of the steps before there were calls, and without kernels.
         """
         return self._rest.price
 
@@ -108,7 +113,8 @@ class Expression:
         """Every stage, from the text to the program, and which fused kernels it calls, and why not others."""
         info = path_info(self.plan)
         called = [f"{name}: called" for name in self.program.kernels]
-        notes = [*called, *self.program.notes] or ["no run of these steps is one that a kernel computes"]
+        reasons = told(self.program.notes)[:MOST_REASONS]
+        notes = [*called, *reasons] or ["no run of these steps is one that a kernel computes"]
         kernels = "\n".join(["Kernels", *(f"  {note}" for note in notes)])
         return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), kernels, self.source])
 

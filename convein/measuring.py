@@ -53,7 +53,7 @@ def is_possible(device: torch.device, tensors: Sequence[torch.Tensor]) -> bool:
         return False
     if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
         return False
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
         return False
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return all(type(tensor) in (torch.Tensor, Parameter) and not wrapped(tensor) for tensor in tensors)

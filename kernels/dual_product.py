@@ -98,9 +98,9 @@ def refusal(
     if minus.shape[0] * prod(size) >= 2**30:
         return "there are 2**30 pixels or more"
     if minus.device.type == "cuda" and minus.dtype is torch.float64:
-        return "a GPU has no fast products of float64"
+        return "on a GPU the kernel has no products of float64"
     if minus.device.type == "cuda" and minus.dtype is torch.float32 and not operators.rounds_products():
-        return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
+        return str(operators.EXACT)
     reason: str | None = operators.refusal(*tensors)
     return reason
 

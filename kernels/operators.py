@@ -49,6 +49,10 @@ def accumulator(*tensors: Tensor) -> Any:
     return tl.float64 if torch.float64 in {x.dtype for x in tensors} else tl.float32
 
 
+# What forbids products of float32, and what allows them.
+EXACT = "products of float32 are not to be rounded (torch.set_float32_matmul_precision('high') lets them be)"
+
+
 def empty(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a result. Every launcher allocates here, so that tests see what it leaves unwritten."""
     return torch.empty(sizes, dtype=dtype, device=device)

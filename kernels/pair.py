@@ -95,9 +95,9 @@ def refusal(
     if x.dtype is not w.dtype:
         return f"the tensors are {' and '.join(sorted({str(x.dtype), str(w.dtype)}))}"
     if x.device.type == "cuda" and x.dtype is torch.float64:
-        return "a GPU has no fast products of float64"
+        return "on a GPU the kernel has no products of float64"
     if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
-        return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
+        return str(operators.EXACT)
     plan = _layout(x, w, equation, convolved, *options)
     if max(reach(plan), plan.batch.size * plan.rows.size * plan.columns.size) >= 2**31:
         return "a tensor spans more than 2**31 numbers"

@@ -102,16 +102,17 @@ def refusal(
     if len({m.dtype for m in tensors}) > 1:
         return f"the tensors are {' and '.join(sorted({str(m.dtype) for m in tensors}))}"
     inner = 128 if d.ndim == 3 else 32 if d.dtype is torch.float32 else 64
-    if max(s, t) > OUTER or max(r, q) > inner:
-        return f"there are {max(s, t)} channels outside and {max(r, q)} inside, more than {OUTER} and {inner}"
+    count, most, where = (max(s, t), OUTER, "outside") if max(s, t) > OUTER else (max(r, q), inner, "inside")
+    if count > most:
+        return f"there are {count} channels {where}, more than {most}"
     if d.shape[-2] * d.shape[-1] > TAPS:
         return f"d has {d.shape[-2] * d.shape[-1]} taps, more than {TAPS}"
     if sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
     if x.device.type == "cuda" and x.dtype is torch.float64:
-        return "a GPU has no fast products of float64"
+        return "on a GPU the kernel has no products of float64"
     if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
-        return "products of float32 are not to be rounded (torch.backends.cuda.matmul)"
+        return str(operators.EXACT)
     if circular and not prod(x.shape[2:]):
         return "an image without pixels does not go on"
     if strips.largest((s, r, q, t), padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, d.dtype) is None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from convein.errors import OptionError
 from convein.execution import kernels
 from convein.layers import ConvLSTMCell, bqn, explain
 
@@ -26,9 +27,28 @@ def test_without_triton_the_reason_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "triton", None)
     kernels.load.cache_clear()
     kernels._operators.cache_clear()
-    assert kernels.absence("cuda") == "triton is not installed (pip install triton)"
+    assert kernels.absence("cuda") == "triton 3.6 or newer is not installed (pip install triton)"
     kernels.load.cache_clear()
     kernels._operators.cache_clear()
+
+
+@pytest.mark.parametrize(("version", "is_old"), [("3.2.0", True), ("3.5.1+git1", True), ("3.6.0", False)])
+def test_an_old_triton_is_none(version: str, is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", version)
+    kernels._operators.cache_clear()
+    assert (kernels.absence("cuda") == "triton 3.6 or newer is not installed (pip install triton)") is is_old
+    kernels._operators.cache_clear()
+
+
+def test_a_program_with_kernels_says_what_it_misses_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(kernels, "load", missing)
+    with pytest.raises(OptionError, match="planned for Triton kernels, and calls pair: triton is not installed"):
+        kernels.kernel("pair", torch.ones(2, 2), torch.ones(2, 2))
 
 
 def test_calls_that_a_kernel_refuses_are_plain() -> None:
@@ -68,7 +88,10 @@ def test_layers_beside_a_gpu_say_why_they_are_plain_calls() -> None:
         f"0 (Conv2d): Sums of random signs are {reason}",
         f"2 (ConvLSTMCell): The gates are {reason}",
     ]
-    assert explain(nn.Linear(2, 3)) == "No module is one that a kernel could compute."
+    assert (
+        explain(nn.Linear(2, 3))
+        == "No module has a kernel of its own; what an expression calls, explain() of a compiled one says."
+    )
 
 
 @pytest.mark.parametrize("mode", ["analytic", "map"])

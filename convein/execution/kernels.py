@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from convein.errors import OptionError
 from convein.execution.ops import PLAIN, is_predicting, is_untraced, is_untransformed
 from convein.execution.symbols import example
 
 # What tensor cores take, and triton compiles well, begins with Ampere.
 OLDEST = (8, 0)
+OLDEST_TRITON = (3, 6)
 # The kernels that stand for convolutions and products of matrices.
 CONVERTED = ("pointwise_depthwise", "depthwise_pointwise", "pair")
 
@@ -43,7 +45,7 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
         return f"the operands are on {device.type}, and the kernels run on cuda"
     operators = _operators()
     if operators is None:
-        return "triton is not installed (pip install triton)"
+        return f"triton {'.'.join(map(str, OLDEST_TRITON))} or newer is not installed (pip install triton)"
     if device.type == "cpu" and not operators.INTERPRETED:
         return "the operands are on cpu, and the kernels run on cuda"
     if device.type == "cuda" and operators.INTERPRETED:
@@ -55,11 +57,20 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
 
 @cache
 def _operators() -> ModuleType | None:
-    """What all kernels share; None without triton, which is looked for once."""
+    """What all kernels share; None without triton, or with one that is too old, which is looked for once."""
     try:
-        return load("operators")
+        return load("operators") if _version() >= OLDEST_TRITON else None
     except ImportError:
         return None
+
+
+def _version() -> tuple[int, ...]:
+    """That of triton.
+
+    Raises:
+        ImportError: triton is not installed.
+    """
+    return tuple(int(part) for part in import_module("triton").__version__.split(".")[:2])
 
 
 def hindrance(*tensors: torch.Tensor) -> str | None:
@@ -102,10 +113,18 @@ def call(name: str, *arguments: Any) -> Any:
 
 def kernel(name: str, *arguments: Any) -> Any:
     """What programs call: `call`, whose tensors torch.autocast converts as it would for the calls that it replaces."""
-    if is_predicting():
-        load(name)  # which makes the operator
+    device = arguments[0].device.type
+    if torch.compiler.is_compiling():  # an operator like others; what it refuses was asked when the program was planned
         return getattr(torch.ops.convein, name)(*arguments)
-    device = next(x.device.type for x in arguments if isinstance(x, torch.Tensor))
+    try:
+        load(name)
+    except ImportError as error:
+        raise OptionError(
+            f"this program was planned for Triton kernels, and calls {name}: triton is not installed",
+            hint='pip install triton, or compile the expression again here, or with backend="torch"',
+        ) from error
+    if is_predicting():
+        return getattr(torch.ops.convein, name)(*arguments)
     if name in CONVERTED and torch.is_autocast_enabled(device):
         return call(name, *map(partial(_converted, torch.get_autocast_dtype(device)), arguments))
     return call(name, *arguments)

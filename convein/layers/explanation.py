@@ -21,4 +21,7 @@ def explain(network: nn.Module) -> str:
         for name, module in network.named_modules()
         if isinstance(module, (Categorical, Cell))
     ]
-    return "\n".join(lines) or "No module is one that a kernel could compute."
+    return (
+        "\n".join(lines)
+        or "No module has a kernel of its own; what an expression calls, explain() of a compiled one says."
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 
 from convein.lowering import axis
 from convein.lowering.draft import Draft, cheapest, draft, fused_drafts, rank
 from convein.lowering.join import join, ways
+from convein.lowering.note import Note
 from convein.lowering.program import Program, Statement
 from convein.lowering.simplify import inline, renumber
 from convein.lowering.target import Target
@@ -44,8 +46,7 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         order = orders[position] if position < len(orders) else ()
         value = _load(writer, plan, position, sizes, order)
         drafts.append([draft(writer, value)])
-    refused: list[str] = [target.absence] if target.absence else []
-    slower: list[str] = []
+    notes = [Note(target.absence)] if target.absence else []
     for place, step in enumerate(plan.steps):
         correlations = network.join(step.left_set, step.right_set)
         kept = frozenset(network.modes(step.left_set | step.right_set))
@@ -58,8 +59,8 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
                     found.append(draft(writer, value, left, right))
         if target.refusal is not None:
             least = min(one.price for one in found)
-            fused, *why = fused_drafts(plan, place, drafts, lambda: Writer(target, names, network.output), least)
-            found, refused, slower = [*found, *fused], [*refused, *why[0]], [*slower, *why[1]]
+            fused, said = fused_drafts(plan, place, drafts, lambda: Writer(target, names, network.output), least)
+            found, notes = [*found, *fused], [*notes, *said]
         drafts.append(cheapest(found, target))
     finished = []
     for last in drafts[-1]:
@@ -68,9 +69,10 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
         finished.append(draft(writer, writer.arrange(last.value, axes), last))
     best = min(finished, key=lambda one: rank(one, target))
     statements = (*opening.statements, *best.statements)
-    notes = refused if best.fused else [*refused, *slower]
-    program = Program(plan, parameters, statements, (best.value.name,), fused=best.fused, notes=tuple(notes))
-    return renumber(inline(program))
+    program = Program(plan, parameters, statements, (best.value.name,), fused=best.fused)
+    # What is called needs no reason.
+    reasons = tuple(note for note in notes if not (note.fits and note.kernel in program.kernels))
+    return renumber(inline(replace(program, notes=reasons)))
 
 
 def _symbolic_sizes(network: Network, writer: Writer) -> dict[str, Size]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from convein.lowering.chain import Run, runs
 from convein.lowering.fused import rules
+from convein.lowering.note import Note
 from convein.lowering.program import Statement
 from convein.lowering.target import Target
 from convein.lowering.values import Value
@@ -58,8 +59,8 @@ def rank(one: Draft, target: Target) -> tuple[int, float]:
 
 def fused_drafts(
     plan: Plan, place: int, drafts: Sequence[Sequence[Draft]], writer: Callable[[], Writer], others: float
-) -> tuple[list[Draft], list[str], list[str]]:
-    """The drafts of a step by kernels, alone or with steps before it; why others refuse, and which are slower.
+) -> tuple[list[Draft], list[Note]]:
+    """The drafts of a step by kernels, alone or with steps before it; and what there is to say of each kernel.
 
     Args:
         plan: the order.
@@ -69,25 +70,26 @@ def fused_drafts(
         others: the price of the best draft by other calls.
     """
     found: list[Draft] = []
-    refused, slower = [], []
+    notes: list[Note] = []
     for run in runs(plan, place, lambda number: drafts[number][0].value.modes):
         factors = [drafts[factor.number][0] for factor in run.factors]
         for rule in rules(run):
-            said = f"{rule.kernel}, {_described(plan, run)}:"
-            made = []
+            made, reasons = [], []
             for start in drafts[run.start]:
                 own = writer()
                 result = rule.write(own, run, start.value, [factor.value for factor in factors])
                 if isinstance(result, str):
-                    refused.append(f"{said} {result}")
-                    break
-                made.append(draft(own, result, start, *factors, fused=len(factors)))
-            best = min((one.price for one in made), default=0.0)
-            # That one call is faster than another one goes without saying.
-            if len(factors) > 1 and best >= others:
-                slower.append(f"{said} {best:.0f} us, and other calls take {others:.0f}")
+                    reasons.append(result)
+                else:
+                    made.append(draft(own, result, start, *factors, fused=len(factors)))
             found += made
-    return found, refused, slower
+            reason = f"it fits, and is expected to take {_least(made)} us, other calls {others:.3g}"
+            notes.append(Note(reason if made else reasons[0], rule.kernel, _described(plan, run), fits=bool(made)))
+    return found, notes
+
+
+def _least(drafts: Sequence[Draft]) -> str:
+    return f"{min((one.price for one in drafts), default=0.0):.3g}"
 
 
 def _described(plan: Plan, run: Run) -> str:

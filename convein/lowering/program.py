@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from convein.lowering.looping import Loop, looped
+from convein.lowering.note import Note
 from convein.planner.plan import Plan
 
 HEADER = "import torch\nimport torch.nn.functional as F\n"
@@ -87,7 +88,7 @@ class Program:
     recomputes: bool = False
     narrow: str = ""
     fused: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def price(self) -> float:

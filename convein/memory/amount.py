@@ -69,6 +69,11 @@ def read_limit(limit: Any) -> Limit | None:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free: CUDA's on a GPU, else MemAvailable where Linux tells it, else all that is installed."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(
+            "memory_limit is a share of what is free, and there is no GPU here to ask",
+            hint='without the GPU, memory_limit is a number of bytes: memory_limit="2GiB"',
+        )
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if _MEMINFO.exists():

@@ -251,8 +251,11 @@ def test_a_graph_holds_kernels_where_they_are_asked_for_by_name(device: torch.de
         result: Tensor = convein.conv_einsum(text, x, *factors, backend="triton")
         return result
 
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expression = convein.compile(text, *tensors, backend="triton")
     expected = convein.conv_einsum(text, *tensors, backend="torch")
+    ready = torch.compile(expression.__call__, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(ready(*tensors), expected)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad(one, tensors, weight) for one in (compiled(*tensors), expected)]

@@ -197,7 +197,10 @@ def test_a_network_says_what_computes_it(device) -> None:
     assert lines[0].startswith("0 (Conv2d): Means and variances of sums of random signs are one kernel, dual_product;")
     reason = "the operands are on meta, and the kernels run on cuda"
     assert lines[1] == f"2 (Conv2d): Sums of random signs are plain calls: {reason}."
-    assert explain(bqn.Sign()) == "No module is one that a kernel could compute."
+    assert (
+        explain(bqn.Sign())
+        == "No module has a kernel of its own; what an expression calls, explain() of a compiled one says."
+    )
 
 
 def test_errors_are_those_of_plain_calls(used, device) -> None:
