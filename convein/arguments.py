@@ -111,7 +111,7 @@ def check_kind(
     try:
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise OptionError(f"device={shown(device)}", hint='a device is torch\'s: device="cpu"') from error
+        raise OptionError(f"device={shown(device)}", hint='a device is torch\'s: "cpu", "cuda", "cuda:1"') from error
     if where.type == "cuda" and where.index is None and torch.cuda.is_available():
         where = torch.device("cuda", torch.cuda.current_device())
     return kind, where

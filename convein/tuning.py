@@ -19,9 +19,10 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from convein.errors import PlanError
+from convein.errors import OptionError, PlanError
 from convein.execution import kernels
 from convein.execution.ops import is_untraced
+from convein.options import shown
 
 # A call -> its microseconds.
 Timer = Callable[[Callable[[], object]], float]
@@ -116,7 +117,14 @@ def tune(
 
     Raises:
         PlanError: no kernel can run here, or the call launches none.
+        OptionError: something cannot be called.
     """
+    for name, given in (("function", function), ("timer", timer)):
+        if not callable(given) and not (name == "timer" and given is None):
+            raise OptionError(
+                f"{name}={shown(given)} cannot be called",
+                hint='first what is to be called, then its arguments: convein.tune(conv_einsum, "ij,jk->ik", x, w)',
+            )
     reason, hint = _obstacle()
     if reason:
         raise PlanError(f"there is nothing to tune: {reason}", hint=hint)
@@ -137,11 +145,10 @@ def _obstacle() -> tuple[str, str]:
     """Why nothing can be tuned here and now, and what would help; two empty strings if it can."""
     if not is_untraced() or _get_current_dispatch_mode() is not None:
         return "something traces or transforms this call", "call tune before, with ordinary tensors"
-    try:
-        interpreted = kernels.load("operators").INTERPRETED
-    except ImportError:
-        return "the kernels are written in triton, which is not installed", "pip install triton"
-    if interpreted:
+    operators = kernels.operators()
+    if operators is None:
+        return "the kernels are written in triton, and 3.6 or newer is not installed", "pip install triton"
+    if operators.INTERPRETED:
         return "", ""
     if not torch.cuda.is_available():
         return "the kernels run on a GPU, and torch finds none", "call tune on the machine whose GPU it is for"

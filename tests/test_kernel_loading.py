@@ -26,10 +26,10 @@ def test_without_triton_the_reason_says_how_to_get_it(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     kernels.load.cache_clear()
-    kernels._operators.cache_clear()
+    kernels.operators.cache_clear()
     assert kernels.absence("cuda") == "triton 3.6 or newer is not installed (pip install triton)"
     kernels.load.cache_clear()
-    kernels._operators.cache_clear()
+    kernels.operators.cache_clear()
 
 
 @pytest.mark.parametrize(("version", "is_old"), [("3.2.0", True), ("3.5.1+git1", True), ("3.6.0", False)])
@@ -37,9 +37,9 @@ def test_an_old_triton_is_none(version: str, is_old: bool, monkeypatch: pytest.M
     import triton
 
     monkeypatch.setattr(triton, "__version__", version)
-    kernels._operators.cache_clear()
+    kernels.operators.cache_clear()
     assert (kernels.absence("cuda") == "triton 3.6 or newer is not installed (pip install triton)") is is_old
-    kernels._operators.cache_clear()
+    kernels.operators.cache_clear()
 
 
 def test_a_program_with_kernels_says_what_it_misses_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,17 @@ def test_without_triton_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     kernels.load.cache_clear()
+    kernels.operators.cache_clear()
     with pytest.raises(convein.PlanError) as caught:
         convein.tune(call)
-    assert "written in triton, which is not installed" in str(caught.value)
+    kernels.operators.cache_clear()
+    assert "written in triton, and 3.6 or newer is not installed" in str(caught.value)
     assert caught.value.hint == "pip install triton"
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(convein.OptionError, match='function="ij,jk->ik" cannot be called') as caught:
+        convein.tune("ij,jk->ik", torch.ones(2, 3), torch.ones(3, 4))  # type: ignore[arg-type]
+    assert 'convein.tune(conv_einsum, "ij,jk->ik", x, w)' in str(caught.value)
+    with pytest.raises(convein.OptionError, match="timer=5 cannot be called"):
+        convein.tune(call, timer=5)  # type: ignore[arg-type]

@@ -43,12 +43,12 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
     device = torch.device(device)
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and not (asked or "triton" in sys.modules)):
         return f"the operands are on {device.type}, and the kernels run on cuda"
-    operators = _operators()
-    if operators is None:
+    shared = operators()
+    if shared is None:
         return f"triton {'.'.join(map(str, OLDEST_TRITON))} or newer is not installed (pip install triton)"
-    if device.type == "cpu" and not operators.INTERPRETED:
+    if device.type == "cpu" and not shared.INTERPRETED:
         return "the operands are on cpu, and the kernels run on cuda"
-    if device.type == "cuda" and operators.INTERPRETED:
+    if device.type == "cuda" and shared.INTERPRETED:
         return "triton interprets kernels in this process"
     if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < OLDEST:
         return f"{torch.cuda.get_device_name(device)} is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
@@ -56,7 +56,7 @@ def absence(device: torch.device | str, *, asked: bool = False) -> str | None:
 
 
 @cache
-def _operators() -> ModuleType | None:
+def operators() -> ModuleType | None:
     """What all kernels share; None without triton, or with one that is too old, which is looked for once."""
     try:
         return load("operators") if _version() >= OLDEST_TRITON else None
