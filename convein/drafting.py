@@ -20,8 +20,7 @@ from convein.memory import Draft, Sketch, draft, keeping, limited
 from convein.metering import Sample
 from convein.network import Network
 from convein.planner import Plan, plan
-from convein.planner.candidates import candidates, ordered
-from convein.planner.chains import chains
+from convein.planner.candidates import candidates, chained
 from convein.planner.plan import steps_of
 from convein.planner.several import MOST_LEAVES
 from convein.request import Request
@@ -31,8 +30,6 @@ FEW = 4
 NEAR = 1.5
 # And so many of the orders that kernels are made for, those first that cost least without kernels.
 MOST_CHAINS = 12
-# More reasons are not told why kernels are not called.
-MOST_NOTES = 8
 BEST = ("auto", "optimal", "measure")  # where nothing can be measured
 # The devices whose rates are known.
 TIMED = ("cpu", "cuda")
@@ -134,8 +131,7 @@ def _best(
     plans = candidates(network, FEW, **given)
     near = [plan for plan in plans if plan.total <= NEAR * plans[0].total]
     if target.refusal is not None:
-        near += sorted(ordered(network, chains(network), "chain", **given), key=lambda plan: plan.total)[:MOST_CHAINS]
-
+        near += chained(network, MOST_CHAINS, **given)
     signals = sum({1 << convolution.signal for convolution in network.convolutions.values()}) or network.everything
 
     def rank(program: Program) -> tuple[int, float]:
@@ -161,7 +157,7 @@ def _with_kernels(request: Request, programs: Sequence[Program]) -> list[Program
     """
     found = [program for program in programs if program.kernels]
     if not found:
-        why = told(note for program in programs for note in program.notes)[:MOST_NOTES]
+        why = told(note for program in programs for note in program.notes)
         raise OptionError(
             f'backend="triton": no kernel computes a part of this ({"; ".join(why) or "no run of its steps is one"})',
             text=request.equation.text,

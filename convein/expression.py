@@ -21,9 +21,6 @@ from convein.network import Network
 from convein.operands import check_operands, from_numpy, is_distributed, refuse_distributed
 from convein.planner import Plan, path_info
 
-# explain() tells no more of why kernels are not called.
-MOST_REASONS = 8
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expression:
@@ -113,8 +110,7 @@ class Expression:
         """Every stage, from the text to the program, and which fused kernels it calls, and why not others."""
         info = path_info(self.plan)
         called = [f"{name}: called" for name in self.program.kernels]
-        reasons = told(self.program.notes)[:MOST_REASONS]
-        notes = [*called, *reasons] or ["no run of these steps is one that a kernel computes"]
+        notes = [*called, *told(self.program.notes)] or ["no run of these steps is one that a kernel computes"]
         kernels = "\n".join(["Kernels", *(f"  {note}" for note in notes)])
         return "\n\n".join([f"Equation  {self.network.equation}", str(self.network), str(info), kernels, self.source])
 

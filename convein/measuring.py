@@ -20,8 +20,7 @@ from torch.nn import Parameter
 from convein.lowering import Program, Target, lower
 from convein.metering import Sample
 from convein.network import Network
-from convein.planner.candidates import candidates, ordered
-from convein.planner.chains import chains
+from convein.planner.candidates import candidates, chained
 
 # So many programs are timed, those that should be the fastest of so many orders for each.
 TIMED = 5
@@ -76,7 +75,7 @@ def programs(
     plans = [*candidates(network, ORDERS * count, **options)]
     targets = [target]
     if target.refusal is not None:
-        plans += ordered(network, chains(network), "chain", **options)
+        plans += chained(network, ORDERS * count, **options)
         targets += [] if target.forced else [replace(target, refusal=None, absence="measured to be slower")]
     found: dict[str, Program] = {}
     for aimed in targets:

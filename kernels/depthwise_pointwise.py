@@ -75,17 +75,11 @@ def refusal(
     if (x.ndim, d.ndim, c.ndim) != (4, 3, 2) or len({x.shape[1], d.shape[0], c.shape[1]}) > 1:
         shapes = ", ".join(str(tuple(m.shape)) for m in (x, d, c))
         return f"x, d and c are {shapes}, and not (b, r, h, w), (r, kh, kw), (t, r)"
-    if len({m.dtype for m in (x, d, c)}) > 1:
-        return f"the tensors are {' and '.join(sorted({str(m.dtype) for m in (x, d, c)}))}"
     if sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
     if x.shape[0] * prod(size) >= 2**30:
         return "there are 2**30 pixels or more"
-    if x.device.type == "cuda" and x.dtype is torch.float64:
-        return "on a GPU the kernel has no products of float64"
-    if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
-        return str(operators.EXACT)
-    reason: str | None = operators.refusal(x, d, c)
+    reason: str | None = operators.refusal_of_products(x, d, c)
     return reason
 
 

@@ -91,17 +91,11 @@ def refusal(
         return f"{shapes}, and the channels of minus and w do not fit"
     if shift.shape != w.shape[:1] or base.shape != (w.shape[0], *size):
         return f"{shapes}, and shift is not (t,) or base not (t, {', '.join(map(str, size))})"
-    if len({x.dtype for x in tensors}) > 1:
-        return f"the tensors are {' and '.join(sorted({str(x.dtype) for x in tensors}))}"
     if sum((n - 1) * step for n, step in zip(minus.shape[1:], minus.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
     if minus.shape[0] * prod(size) >= 2**30:
         return "there are 2**30 pixels or more"
-    if minus.device.type == "cuda" and minus.dtype is torch.float64:
-        return "on a GPU the kernel has no products of float64"
-    if minus.device.type == "cuda" and minus.dtype is torch.float32 and not operators.rounds_products():
-        return str(operators.EXACT)
-    reason: str | None = operators.refusal(*tensors)
+    reason: str | None = operators.refusal_of_products(*tensors)
     return reason
 
 

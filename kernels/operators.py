@@ -80,6 +80,18 @@ def refusal(*tensors: Tensor) -> str | None:
     return None
 
 
+def refusal_of_products(*tensors: Tensor) -> str | None:
+    """As `refusal`, of a kernel that multiplies matrices: all of one type, and of one that a GPU multiplies fast."""
+    dtypes, x = {m.dtype for m in tensors}, tensors[0]
+    if len(dtypes) > 1:
+        return f"the tensors are {' and '.join(sorted(map(str, dtypes)))}"
+    if x.device.type == "cuda" and x.dtype is torch.float64:
+        return "on a GPU the kernel has no products of float64"
+    if x.device.type == "cuda" and x.dtype is torch.float32 and not rounds_products():
+        return EXACT
+    return refusal(*tensors)
+
+
 def demand(reason: str | None) -> None:
     """Raises ValueError if there is a reason to refuse."""
     if reason is not None:

@@ -89,15 +89,9 @@ def refusal(
 ) -> str | None:  # fmt: skip
     """Why the kernel does not take these, in a clause; None if it does."""
     options = (stride, dilation, low, size)
-    reason: str | None = misfit(x, w, equation, convolved, options) or operators.refusal(x, w)
+    reason: str | None = misfit(x, w, equation, convolved, options) or operators.refusal_of_products(x, w)
     if reason is not None:
         return reason
-    if x.dtype is not w.dtype:
-        return f"the tensors are {' and '.join(sorted({str(x.dtype), str(w.dtype)}))}"
-    if x.device.type == "cuda" and x.dtype is torch.float64:
-        return "on a GPU the kernel has no products of float64"
-    if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
-        return str(operators.EXACT)
     plan = _layout(x, w, equation, convolved, *options)
     if max(reach(plan), plan.batch.size * plan.rows.size * plan.columns.size) >= 2**31:
         return "a tensor spans more than 2**31 numbers"

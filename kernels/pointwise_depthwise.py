@@ -99,8 +99,6 @@ def refusal(
         shapes = ", ".join(str(None if m is None else tuple(m.shape)) for m in (x, a, d, c))
         return f"x, a, d and c are {shapes}, and their channels do not fit"
     tensors = [m for m in (x, a, d, c) if m is not None]
-    if len({m.dtype for m in tensors}) > 1:
-        return f"the tensors are {' and '.join(sorted({str(m.dtype) for m in tensors}))}"
     inner = 128 if d.ndim == 3 else 32 if d.dtype is torch.float32 else 64
     count, most, where = (max(s, t), OUTER, "outside") if max(s, t) > OUTER else (max(r, q), inner, "inside")
     if count > most:
@@ -109,15 +107,11 @@ def refusal(
         return f"d has {d.shape[-2] * d.shape[-1]} taps, more than {TAPS}"
     if sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31:
         return "an image spans more than 2**31 numbers"
-    if x.device.type == "cuda" and x.dtype is torch.float64:
-        return "on a GPU the kernel has no products of float64"
-    if x.device.type == "cuda" and x.dtype is torch.float32 and not operators.rounds_products():
-        return str(operators.EXACT)
     if circular and not prod(x.shape[2:]):
         return "an image without pixels does not go on"
     if strips.largest((s, r, q, t), padding.reach(d.shape[-2:], dilation)[1] + 1, d.ndim == 4, d.dtype) is None:
         return f"a row of {d.shape[-1]} taps with dilation {dilation[1]} does not fit into registers"
-    reason: str | None = operators.refusal(*tensors)
+    reason: str | None = operators.refusal_of_products(*tensors)
     return reason
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -114,6 +114,9 @@ def call(name: str, *arguments: Any) -> Any:
 def kernel(name: str, *arguments: Any) -> Any:
     """What programs call: `call`, whose tensors torch.autocast converts as it would for the calls that it replaces."""
     device = arguments[0].device.type
+    if name in CONVERTED and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        arguments = tuple([_converted(dtype, argument) for argument in arguments])
     if torch.compiler.is_compiling():  # an operator like others; what it refuses was asked when the program was planned
         return getattr(torch.ops.convein, name)(*arguments)
     try:
@@ -125,8 +128,6 @@ def kernel(name: str, *arguments: Any) -> Any:
         ) from error
     if is_predicting():
         return getattr(torch.ops.convein, name)(*arguments)
-    if name in CONVERTED and torch.is_autocast_enabled(device):
-        return call(name, *map(partial(_converted, torch.get_autocast_dtype(device)), arguments))
     return call(name, *arguments)
 
 

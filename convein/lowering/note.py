@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# More lines are not read.
+MOST = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -24,7 +27,7 @@ class Note:
 
 
 def told(notes: Iterable[Note]) -> list[str]:
-    """The notes as lines, those of one kernel with one reason together."""
+    """The first notes as lines, those of one kernel with one reason together."""
     runs: dict[tuple[str, str], dict[str, None]] = {}
     for note in notes:
         runs.setdefault((note.kernel, note.reason), {})[note.run] = None
@@ -33,4 +36,4 @@ def told(notes: Iterable[Note]) -> list[str]:
         first, *others = found
         more = f" and {len(others)} more" if others else ""
         lines.append(f"{kernel}, {first}{more}: {reason}" if kernel else reason)
-    return lines
+    return lines[:MOST]

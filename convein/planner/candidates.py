@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from convein.network import Network
+from convein.planner.chains import chains
 from convein.planner.costs import COSTS, Objective, choose_cost
 from convein.planner.frame import Frame, frame
 from convein.planner.order import Order, Priced, score
@@ -43,7 +44,7 @@ def candidates(
         PlanError: no such cost, or one that fails.
     """
     name, objectives = choose_cost(cost, needs_grad, rates)
-    problem = frame(network, [partial(network, 1 << j) for j in range(len(network.operands))], needs_grad, constants)
+    problem = _problem(network, needs_grad, constants)
     found: Iterable[Found] = _by_searches(problem, objectives, needs_grad, rates)
     if len(problem.values) <= MOST_LEAVES:
         found = [(order, "optimal") for order in search_several(problem, objectives, count)]
@@ -56,20 +57,26 @@ def candidates(
     return tuple(_plan(problem, pair, (name, objectives, rates), (needs_grad, constants)) for pair in ranked[:count])
 
 
-def ordered(
+def chained(
     network: Network,
-    orders: Iterable[Order],
-    optimizer: str,
+    count: int,
     *,
     cost: Any = "auto",
     needs_grad: int = 0,
     constants: int = 0,
     rates: Rates | None = None,
 ) -> tuple[Plan, ...]:
-    """The plans of given orders; arguments as for `candidates`, and `optimizer` is where they come from."""
+    """The `count` best of the orders that fused kernels are made for; arguments as for `candidates`."""
     name, objectives = choose_cost(cost, needs_grad, rates)
-    problem = frame(network, [partial(network, 1 << j) for j in range(len(network.operands))], needs_grad, constants)
-    return tuple(_plan(problem, (one, optimizer), (name, objectives, rates), (needs_grad, constants)) for one in orders)
+    problem = _problem(network, needs_grad, constants)
+    found = ((order, "chain") for order in chains(network))
+    plans = [_plan(problem, pair, (name, objectives, rates), (needs_grad, constants)) for pair in found]
+    return tuple(sorted(plans, key=lambda plan: plan.total)[:count])
+
+
+def _problem(network: Network, needs_grad: int, constants: int) -> Frame:
+    leaves = [partial(network, 1 << position) for position in range(len(network.operands))]
+    return frame(network, leaves, needs_grad, constants)
 
 
 def _plan(

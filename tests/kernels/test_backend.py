@@ -255,6 +255,11 @@ def test_a_graph_holds_kernels_where_they_are_asked_for_by_name(device: torch.de
     expected = convein.conv_einsum(text, *tensors, backend="torch")
     ready = torch.compile(expression.__call__, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(ready(*tensors), expected)
+    with torch.autocast(device.type, torch.bfloat16):
+        single = [x.detach().float() for x in tensors]
+        mixed = convein.compile(text, *single, backend="triton")
+        assert torch.compile(mixed.__call__, fullgraph=True, backend="aot_eager")(*single).dtype is torch.bfloat16
+        assert mixed(*single).dtype is torch.bfloat16
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), expected)
     weight = torch.randn_like(expected)
