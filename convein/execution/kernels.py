@@ -113,22 +113,23 @@ def call(name: str, *arguments: Any) -> Any:
 
 def kernel(name: str, *arguments: Any) -> Any:
     """What programs call: `call`, whose tensors torch.autocast converts as it would for the calls that it replaces."""
+    is_compiled = torch.compiler.is_compiling()
+    if not is_compiled:
+        try:
+            load(name)  # which makes the operator; before a graph, planning did
+        except ImportError as error:
+            raise OptionError(
+                f"this program was planned for Triton kernels, and calls {name}: triton is not installed",
+                hint='pip install triton, or compile the expression again here, or with backend="torch"',
+            ) from error
+        if is_predicting():
+            return getattr(torch.ops.convein, name)(*arguments)
     device = arguments[0].device.type
     if name in CONVERTED and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         arguments = tuple([_converted(dtype, argument) for argument in arguments])
-    if torch.compiler.is_compiling():  # an operator like others; what it refuses was asked when the program was planned
-        return getattr(torch.ops.convein, name)(*arguments)
-    try:
-        load(name)
-    except ImportError as error:
-        raise OptionError(
-            f"this program was planned for Triton kernels, and calls {name}: triton is not installed",
-            hint='pip install triton, or compile the expression again here, or with backend="torch"',
-        ) from error
-    if is_predicting():
-        return getattr(torch.ops.convein, name)(*arguments)
-    return call(name, *arguments)
+    # In a graph it is an operator like others: what it refuses was asked when the program was planned.
+    return getattr(torch.ops.convein, name)(*arguments) if is_compiled else call(name, *arguments)
 
 
 def _converted(dtype: torch.dtype, argument: Any) -> Any:
