@@ -1,8 +1,8 @@
-"""Measures the machine: a table of rates for `cost="time"`, in under a second, once per machine.
+"""A table of rates for `cost="time"`, measured in about a second, once per machine.
 
-The shipped table was fitted to hundreds of whole programs, which a short measurement cannot do better. So here every
-class of calls is timed at a small and at a large size, and the shipped rates are scaled by how this machine differs
-from theirs. Small differences are noise, and are not believed.
+The shipped table was fitted to hundreds of whole programs, which a short measurement cannot do better. So every class
+of calls is timed at a small and at a large size, and the shipped rates are scaled by how this machine differs from
+theirs. What no machine would show is not believed: then the shipped rates serve, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -11,53 +11,26 @@ import json
 import logging
 import os
 import platform
-import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from convein.execution.ops import linear, transposed
-from convein.planner import rates
 from convein.planner.accelerators import accelerator
 from convein.planner.rates import SHIPPED, Rate, Rates
+from convein.probes import Slowness, measure
 
 log = logging.getLogger("convein")
 
-ROUNDS = 5
-# A class whose probe differs from the others by less than this factor differs by noise.
-NOISE = 1.35
-# Of a small and a large call forward, then of their backward passes.
-Microseconds = tuple[float, float, float, float]
-# What the probes take on the machine of the shipped table.
-REFERENCE: Mapping[str, Microseconds] = {
-    rates.ROWS: (11.7, 206, 52.3, 566),
-    rates.MATRIX: (1.4, 459, 15.3, 959),
-    rates.BATCHED: (1.5, 464, 15.3, 967),
-    rates.POINTWISE: (3.3, 299, 17.8, 626),
-    rates.DENSE_FIRST: (34.8, 926, 87.2, 1907),
-    rates.DENSE_LAST: (24.7, 835, 72.9, 1690),
-    rates.GROUPED_FIRST: (36.9, 654, 84.4, 2587),
-    rates.GROUPED_LAST: (27.0, 503, 71.0, 955),
-    rates.DEPTHWISE_FIRST: (35.5, 145, 87.1, 324),
-    rates.DEPTHWISE_LAST: (22.5, 78.5, 64.2, 191),
-    rates.ELEMENTWISE: (1.0, 48.1, 13.5, 118),
-    rates.COPY: (2.4, 133, 12.0, 16.5),
-    rates.TRANSPOSED: (5.2, 46, 19.6, 62),
-}
 SWITCH = "CONVEIN_CALIBRATION"
-
-# A call and its operands.
-Probe = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 def calibrate(*, save: bool = True) -> Rates:
@@ -72,7 +45,8 @@ def calibrate(*, save: bool = True) -> Rates:
         save: keep the table in the user's cache folder, for later processes.
 
     Returns:
-        The table; `cost="time"` uses it from now on in this process.
+        The table; `cost="time"` uses it from now on in this process. It is the shipped one, and is not kept, where the
+        machine is too busy to be measured: a line of the logger "convein" says so.
     """
     table = _asked[machine()] = _measure(save=save)
     return table
@@ -126,7 +100,7 @@ def _may_differ() -> bool:
 
 
 def _may_measure() -> bool:
-    """Whether nobody minds half a second of work now, and a file after it."""
+    """Whether nobody minds a second of work now, and a file after it."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
@@ -141,7 +115,10 @@ def _measure(*, save: bool) -> Rates:
     started = perf_counter()
     # A thread of its own has none of the caller's modes, hooks and contexts.
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(lambda: {kind: _measured(kind) for kind in SHIPPED.forward}).result()
+        found = pool.submit(measure).result()
+    if (objection := found.objection()) is not None:
+        log.warning("convein plans by its shipped rates until the machine is measured again: %s", objection)
+        return SHIPPED
     table = _scaled(f"measured: {machine()}", found)
     where = _write(table) if save else None
     log.info("convein measured this machine in %.2f s%s", perf_counter() - started, f" -> {where}" if where else "")
@@ -156,78 +133,10 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _measured(kind: str) -> Microseconds:
-    """A class at its small and its large size, forward and backward."""
-    small, small_back = _timed(*_probe(kind, large=False))
-    large, large_back = _timed(*_probe(kind, large=True))
-    return small, large, small_back, large_back
-
-
-def _timed(call: Callable[..., torch.Tensor], operands: tuple[torch.Tensor, ...]) -> tuple[float, float]:
-    """Microseconds of the call, and of its backward pass."""
-    leaves = [operand.requires_grad_() for operand in operands]
-    ones = torch.ones_like(call(*leaves))
-    with torch.no_grad():
-        ahead = _fastest(lambda: call(*leaves))
-    both = _fastest(lambda: torch.autograd.grad(call(*leaves), leaves, ones))
-    return ahead, max(both - ahead, 1.0)
-
-
-def _probe(kind: str, *, large: bool) -> Probe:
-    """A call of one class and its operands."""
-    numbers = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        # Torch's default dtype is the whole process's, threads included.
-        return torch.randn(shape, generator=numbers, dtype=torch.float32)
-
-    images, pixels, s, r = (16, 520, 64, 48) if large else (2, 36, 16, 16)
-    rows = images * pixels
-    matrices: dict[str, Probe] = {
-        rates.ROWS: (linear, (random(rows, s), random(r, s))),
-        rates.MATRIX: (torch.mm, (random(rows, s), random(s, r))),
-        rates.BATCHED: (torch.bmm, (random(images, pixels, s), random(images, s, r))),
-        rates.POINTWISE: (F.conv1d, (random(images, s, pixels), random(r, s, 1))),
-        rates.ELEMENTWISE: (torch.mul, (random(rows, s), random(rows, s))),
-        rates.COPY: (_last, (random(images, s, pixels),)),
-        rates.TRANSPOSED: (transposed, (random(images, s, pixels),)),
-    }
-    if kind in matrices:
-        return matrices[kind]
-    size, channels = (28, 32) if large else (6, 16)
-    family, layout = kind.split(", ")
-    groups, summed = {"dense": (1, channels), "grouped": (channels // 4, 4), "depthwise": (channels, 1)}[family]
-    x = random(images, channels, size, size)
-    if layout == "last":
-        x = x.contiguous(memory_format=torch.channels_last)
-    return partial(F.conv2d, padding=1, groups=groups), (x, random(channels, summed, 3, 3))
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(0, 2, 1).contiguous()
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Microseconds of the fastest of a few rounds, after one that warms up."""
-    call()
-    best = float("inf")
-    for _ in range(ROUNDS):
-        started = perf_counter()
-        call()
-        best = min(best, perf_counter() - started)
-    return best * 1e6
-
-
-def _scaled(name: str, found: Mapping[str, Microseconds]) -> Rates:
+def _scaled(name: str, found: Slowness) -> Rates:
     """The shipped table, every class as much slower as its probes are."""
-    ratios = {kind: [a / b for a, b in zip(found[kind], REFERENCE[kind], strict=True)] for kind in found}
-    usual = [statistics.median(each) for each in zip(*ratios.values(), strict=True)]
-    believed = {
-        kind: [one if max(one / all_, all_ / one) > NOISE else all_ for one, all_ in zip(own, usual, strict=True)]
-        for kind, own in ratios.items()
-    }
     parts = [
-        {kind: _slower(rate, believed[kind][side], believed[kind][side + 1]) for kind, rate in part.items()}
+        {kind: _slower(rate, found.own[kind][side], found.own[kind][side + 1]) for kind, rate in part.items()}
         for side, part in ((0, SHIPPED.forward), (2, SHIPPED.backward))
     ]
     return Rates(name, forward=parts[0], backward=parts[1])

@@ -35,6 +35,7 @@ CALLS = (
     "tracing",
     "distributed",
     "cache",
+    "probes",
     "calibration",
     "tuning",
     "measuring",

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convein
 from contexts import deterministic
-from convein import calibration
+from convein import calibration, probes
 from convein.planner.rates import COPY, MATRIX, SHIPPED, Rate
 
 CP = "bshw,rs,rh,rw,rt->bthw|hw"
@@ -29,14 +29,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The classes that were measured; the probes are those of the shipped table's machine."""
+    """What was measured; the probes are those of the shipped table's machine."""
     asked: list[str] = []
 
-    def measure(kind: str) -> calibration.Microseconds:
-        asked.append(kind)
-        return calibration.REFERENCE[kind]
+    def measure() -> probes.Slowness:
+        asked.append(calibration.machine())
+        same = (1.0, 1.0, 1.0, 1.0)
+        return probes.Slowness(same, dict.fromkeys(SHIPPED.forward, same), 0, 0)
 
-    monkeypatch.setattr(calibration, "_measured", measure)
+    monkeypatch.setattr(calibration, "measure", measure)
     return asked
 
 
@@ -49,10 +50,10 @@ def test_the_first_plan_that_needs_it_measures_the_machine_once(
         convein.contract_path("ab,bc,cd->ad", *shapes, cost=cost)
     assert not measured
     _, info = convein.contract_path("ab,bc,cd->ad", *shapes)
-    assert measured == list(SHIPPED.forward)
+    assert measured == [calibration.machine()]
     assert calibration.machine() in str(info)
     convein.conv_einsum("ab,bc->ac", torch.ones(2, 3), torch.ones(3, 4))
-    assert len(measured) == len(SHIPPED.forward)
+    assert len(measured) == 1
     assert [record.message.startswith("convein measured this machine in") for record in caplog.records] == [True]
 
 
@@ -65,18 +66,45 @@ def test_the_machine_of_the_shipped_table_gets_the_shipped_rates(measured: list[
 
 def test_one_class_that_is_slower_than_the_others_gets_lower_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine twice as fast all over, but for one class; the large call decides rates, the small one overhead."""
-
-    def measure(kind: str) -> calibration.Microseconds:
-        small, large, small_back, large_back = (time / 2 for time in calibration.REFERENCE[kind])
-        return (small * 1.1, large * 6 if kind == COPY else large, small_back, large_back)
-
-    monkeypatch.setattr(calibration, "_measured", measure)
+    half = (0.5, 0.5, 0.5, 0.5)
+    own = dict.fromkeys(SHIPPED.forward, half) | {COPY: (0.55, 3.0, 0.5, 0.5)}
+    monkeypatch.setattr(calibration, "measure", lambda: probes.Slowness(half, own, 0, 0))
     table = convein.calibrate(save=False)
     copy, matrix = table.forward[COPY], table.forward[MATRIX]
     assert copy.bandwidth == pytest.approx(SHIPPED.forward[COPY].bandwidth / 3)
     assert copy.overhead == pytest.approx(SHIPPED.forward[COPY].overhead * 0.55)
     assert matrix.flops == pytest.approx(SHIPPED.forward[MATRIX].flops * 2)
     assert table.backward[COPY].bandwidth == pytest.approx(SHIPPED.backward[COPY].bandwidth * 2)
+
+
+def test_what_no_machine_shows_is_neither_believed_nor_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    same = (1.0, 1.0, 1.0, 1.0)
+    own = dict.fromkeys(SHIPPED.forward, same) | {COPY: (1.0, 100.0, 1.0, 1.0)}
+    asked: list[bool] = []
+
+    def measure() -> probes.Slowness:
+        asked.append(True)
+        return probes.Slowness(same, own, 0.02, 0)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    for _ in range(2):
+        _, info = convein.contract_path("ab,bc,cd->ad", (4, 7), (7, 9), (9, 3))
+        assert SHIPPED.name in str(info)
+    assert asked == [True]
+    assert not list(tmp_path.rglob("*.json"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "convein plans by its shipped rates until the machine is measured again: "
+        'the class "copy" differs from the others by a factor of 100'
+    )
+    assert convein.calibrate() is SHIPPED
+    assert not list(tmp_path.rglob("*.json"))
+    monkeypatch.setattr(calibration, "measure", lambda: probes.Slowness(same, dict.fromkeys(own, same), 0, 0))
+    assert convein.calibrate().name == f"measured: {calibration.machine()}"
+    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 def test_nothing_is_measured_where_it_would_disturb(
@@ -108,6 +136,7 @@ def test_nothing_is_measured_where_it_would_disturb(
 
 
 def test_a_measured_table_is_kept_for_later_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes.Slowness, "objection", lambda found: None)  # however busy the machine is
     state = torch.random.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
         table = convein.calibrate()
@@ -162,11 +191,12 @@ def test_a_user_without_a_home_plans_by_the_shipped_table(measured: list[str], m
 def test_the_default_dtype_changes_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[torch.dtype] = set()
 
-    def timed(call: object, operands: tuple[torch.Tensor, ...]) -> tuple[float, float]:
-        seen.update(operand.dtype for operand in operands)
-        return 1.0, 1.0
+    def timed(probe: probes.Probe) -> probes.Times:
+        seen.update(operand.dtype for operand in probe.operands)
+        return 1.0, 2.0
 
-    monkeypatch.setattr(calibration, "_timed", timed)
+    monkeypatch.setattr(probes, "_timed", timed)
+    monkeypatch.setattr(probes, "ENOUGH", 0)
     torch.set_default_dtype(torch.float64)
     try:
         convein.calibrate(save=False)
