@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import convein
 from convein.drawing import draw_both
 from convein.errors import ConveinError, OptionError, ShapeError
 from convein.options import OPTION_NAMES, as_integer, shown
+from convein.planner import path_info
 from convein.tensorizing import command
 
 _DESCRIPTION = """\
@@ -30,6 +33,7 @@ examples:
   python -m convein "bshw,tshw->bthw|hw" 8,16,32,32 24,16,3,3 --stride 2 --padding "h=(0,1),w=valid" --grad=1
   python -m convein "bshw,tshw->bthw|h[stride=2],w[flip]" 8,16,32,32 24,16,3,3 --svg layer.svg
   python -m convein "b(g s)h,(g t)sh->b(g t)h|h" 8,16,32 24,4,3 --sizes g=4 --source
+  python -m convein "bshw,rt,rs->bthw" 8,64,56,56 16,64 16,64 --device cuda --dtype bfloat16 --memory-limit 64MiB
 another command factorises the layers of a model: python -m convein tensorize --help
 """
 _VALUES = {
@@ -43,7 +47,7 @@ _VALUES = {
     "output_padding": "1 or h=1,w=0",
 }
 # These may stand alone. Their values are joined by "=", so that an expression after them is never taken for one.
-_ALONE = ("--grad", "--flip", "--transposed")
+_ALONE = ("--grad", "--flip", "--transposed", "--checkpoint")
 _QUOTE = 'the expression stands in quotes, because the shell takes "->" and "|" for itself: "ij,jk->ik"'
 _SETTING = re.compile(r"\s*(\w+)\s*=\s*(\([^()]*\)|[^,()=]+)\s*")
 
@@ -89,10 +93,16 @@ def _report(parsed: argparse.Namespace) -> str:
     given = {name: text for name, text in vars(parsed).items() if text is not None}
     options = {name: _setting(name, given[name]) for name in (*OPTION_NAMES, "sizes") if name in given}
     options |= {name: _order(given[name]) for name in ("optimize", "cost") if name in given}
+    options |= {name: _value(given[name]) for name in ("memory_limit", "checkpoint", "backend") if name in given}
+    if "accumulate" in given:
+        options["accumulate"] = _dtype("accumulate", given["accumulate"])
+    # Only convein.compile takes what kind of operands will come.
+    kind = {"dtype": _dtype("dtype", given["dtype"]) if "dtype" in given else None, "device": parsed.device}
     grad = _positions(given["grad"]) if "grad" in given else None
-    if parsed.source:
-        compiled = convein.compile(parsed.expression, *shapes, grad=grad, **options)
-        plan, report = compiled.plan, compiled.source.rstrip("\n")
+    if parsed.source or any(kind.values()):
+        compiled = convein.compile(parsed.expression, *shapes, grad=grad, **kind, **options)
+        plan = compiled.plan
+        report = compiled.source.rstrip("\n") if parsed.source else str(path_info(plan))
     else:
         _, info = convein.contract_path(parsed.expression, *shapes, grad=grad, **options)
         plan, report = info.plan, str(info)
@@ -120,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         "--grad", nargs="?", metavar="=0,2", help="gradients are needed, of all operands or of those at these positions"
     )
     parser.add_argument("--sizes", metavar="s1=4,t1=8", help="sizes that the shapes leave open")
+    parser.add_argument("--memory-limit", metavar="BYTES", help="alive at a time: 1048576, 2GiB, 80%% of what is free")
+    parser.add_argument(
+        "--checkpoint", nargs="?", metavar="=BYTES", help="compute values again for the gradients, and keep so much"
+    )
+    parser.add_argument("--device", metavar="NAME", help="of the operands: cpu, or cuda, which may be absent")
+    parser.add_argument("--dtype", metavar="NAME", help="of the operands: float32, bfloat16, ...")
+    parser.add_argument("--accumulate", metavar="NAME", help="a wider dtype to compute in")
+    parser.add_argument("--backend", metavar="NAME", help="auto, torch or triton")
     for name in OPTION_NAMES:
         option = "--" + name.replace("_", "-")
         if option in _ALONE:
@@ -170,6 +188,13 @@ def _value(text: str) -> Any:
         return int(text)
     except ValueError:
         return text
+
+
+def _dtype(name: str, text: str) -> torch.dtype:
+    found = getattr(torch, text.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise OptionError(f"--{name} {text}", hint=f"a dtype is one of torch's: --{name} float32")
+    return found
 
 
 def _order(text: str) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,13 @@ def test_the_picture_is_written_beside_the_table(capsys: pytest.CaptureFixture[s
         ("--grad=0,1", {"grad": [0, 1]}),
         ("--cost memory --optimize greedy", {"cost": "memory", "optimize": "greedy"}),
         ("--optimize '[(0, 1)]'", {"optimize": [(0, 1)]}),
+        ("--memory-limit 4194304", {"memory_limit": 1 << 22}),
+        ("--memory-limit 4MiB --grad", {"memory_limit": "4MiB", "grad": True}),
+        ("--memory-limit '80%'", {"memory_limit": "80%"}),
+        ("--checkpoint", {"checkpoint": True}),
+        ("--checkpoint=1000 --grad=1", {"checkpoint": 1000, "grad": [1]}),
+        ("--backend torch", {"backend": "torch"}),
+        ("--accumulate float64", {"accumulate": torch.float64}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -120,6 +128,33 @@ def test_every_option_reaches_the_call(
     assert printed(capsys, f"{settings} {CONV}") == f"{info}\n"
     compiled = convein.compile(expression, *shapes, **options)
     assert printed(capsys, f"{CONV} {settings} --source") == compiled.source.rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        ("--device cuda", {"device": "cuda"}, "computed for an NVIDIA H200, float32"),
+        ("--device cuda --dtype float16", {"device": "cuda", "dtype": torch.float16}, "NVIDIA H200, float16"),
+        ("--dtype torch.float64", {"dtype": torch.float64}, "shipped: "),
+    ],
+)
+def test_what_kind_of_operands_will_come(
+    capsys: pytest.CaptureFixture[str], settings: str, options: dict[str, Any], words: str
+) -> None:
+    expression, *shapes = "bshw,rt,rs,rh,rw->bthw|hw", (8, 16, 32, 32), (4, 24), (4, 16), (4, 3), (4, 3)
+    line = f"'{expression}' {' '.join(','.join(map(str, shape)) for shape in shapes)} {settings}"
+    compiled = convein.compile(expression, *shapes, **options)
+    table = printed(capsys, line)
+    assert words in table
+    assert f"\n\n{table}\nKernels\n" in compiled.explain()
+    assert printed(capsys, f"{line} --source") == compiled.source.rstrip("\n") + "\n"
+
+
+def test_what_fits_into_memory_changes_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "'bi,ij,jk->bk' 4096,64 64,256 256,8 --optimize left-to-right --source"
+    free, limited = printed(capsys, line), printed(capsys, f"{line} --memory-limit 1MiB")
+    assert "for " in limited
+    assert "for " not in free
 
 
 def test_sizes_that_the_shapes_leave_open(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +207,15 @@ def test_a_free_size_is_none(capsys: pytest.CaptureFixture[str]) -> None:
         (f"{CONV} --grad=x", ["--grad=x", "--grad=0,2"]),
         (f"{CONV} --grad=2", ["2"]),
         (f"{CONV} --sizes 4", ["sizes=4"]),
+        (f"{CONV} --memory-limit 1kB", ['memory_limit="1kB"', "too small"]),
+        (f"{CONV} --memory-limit 2**30", ['memory_limit="2**30"', "2GiB"]),
+        (f"{CONV} --checkpoint=much", ['checkpoint="much"', "2**30"]),
+        (f"{CONV} --backend cuda", ['backend="cuda"', "triton"]),
+        (f"{CONV} --device gpu", ['device="gpu"', "cuda"]),
+        (f"{CONV} --dtype half32", ["--dtype half32", "--dtype float32"]),
+        (f"{CONV} --dtype Tensor", ["--dtype Tensor"]),
+        (f"{CONV} --dtype quint8", ["dtype=torch.quint8", "torch.float32"]),
+        (f"{CONV} --accumulate int64", ["accumulate=torch.int64", "floating point"]),
         (f"{CONV} --svg /nowhere/layer.svg", ["/nowhere/layer.svg"]),
     ],
 )
@@ -219,7 +263,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], tmp_p
     with pytest.raises(SystemExit):
         main(["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("python -m")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         command = line.removeprefix("python -m convein ").replace("layer.svg", str(tmp_path / "layer.svg"))
         assert printed(capsys, command)
