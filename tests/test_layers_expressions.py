@@ -321,3 +321,18 @@ def test_an_error_has_the_layers_text() -> None:
         layer(torch.randn(2, 5, 8, 8))
     assert "...shw,rt,rs,rh,rw->...thw|h[" in str(caught.value)
     assert "^" in str(caught.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_explains_how_it_is_evaluated(training: bool) -> None:
+    """In training with the products of the backward pass, unless it is told otherwise."""
+    conv = Conv2d(16, 24, 3, form="cp", rank=4).train(training)
+    plain = ConvEinsum("bsh,tsh->bth|h", {"s": 3, "t": 4, "h": 3}).train(training)
+    for layer, shape in ((conv, (2, 16, 8, 8)), (plain, (2, 3, 9))):
+        text = layer.explain(shape)
+        assert text == layer.compiled(shape, grad=training).explain()
+        assert (", backward " in text) == training
+        assert layer.explain(shape, grad=not training) != text
+    assert "Kernels\n  the operands are on cpu" in conv.explain((2, 16, 8, 8))
+    with pytest.raises(ShapeError):
+        conv.explain((2, 15, 8, 8))

@@ -179,6 +179,20 @@ class ConvEinsum(nn.Module):
             return self._fold(tuple(shape), [weight.detach() for weight in weights], self._parts.text, given)
         return compile(self._parts.text, *weights[:place], tuple(shape), *weights[place:], **given)
 
+    def explain(self, shape: Sequence[int], *, grad: bool | None = None) -> str:
+        """How inputs of one shape are evaluated: order, costs, program, and which kernels it calls, and why not others.
+
+        It is `compiled(shape, grad=grad).explain()`, for the device and the dtype of the weights.
+
+        Args:
+            shape: of the input.
+            grad: whether the input and the weights need gradients; by default, whether the layer is in training mode.
+
+        Raises:
+            ShapeError: the shape does not fit the layer.
+        """
+        return self.compiled(shape, grad=self.training if grad is None else grad).explain()
+
     def train(self, mode: bool = True) -> Self:
         """Also forgets what was folded."""
         self._folds.clear()
