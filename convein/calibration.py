@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from convein.planner.accelerators import accelerator
 from convein.planner.rates import SHIPPED, Rate, Rates
-from convein.probes import Slowness, measure
+from convein.probes import REFERENCE, Slowness, measure
 
 log = logging.getLogger("convein")
 
@@ -166,6 +166,11 @@ def _file() -> Path | None:
     return Path(root) / "convein" / f"rates-{name}.json"
 
 
+def _basis() -> dict[str, Any]:
+    """What a stored table depends on besides the machine."""
+    return {"shipped": asdict(SHIPPED), "probes": {kind: list(four) for kind, four in REFERENCE.items()}}
+
+
 def _write(table: Rates) -> Path | None:
     """Writes the table so that no reader ever sees half of it; a home that cannot be written is none."""
     path = _file()
@@ -174,7 +179,7 @@ def _write(table: Rates) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".json", delete=False) as file:
-            json.dump({**asdict(table), "shipped": asdict(SHIPPED)}, file, indent=1)
+            json.dump({**asdict(table), **_basis()}, file, indent=1)
         Path(file.name).replace(path)
     except OSError:
         return None
@@ -182,14 +187,14 @@ def _write(table: Rates) -> Path | None:
 
 
 def _read() -> Rates | None:
-    """The stored table; None where there is none, or where it scales another release's shipped table."""
+    """The stored table; None where there is none, or where another release scaled another table, by other probes."""
     path = _file()
     if path is None:
         return None
     try:
         stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         parts = [{kind: Rate(**rate) for kind, rate in stored[part].items()} for part in ("forward", "backward")]
-        current = stored["shipped"] == asdict(SHIPPED)
+        current = all(stored[name] == value for name, value in _basis().items())
         return Rates(str(stored["name"]), forward=parts[0], backward=parts[1]) if current else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

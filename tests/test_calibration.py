@@ -163,6 +163,18 @@ def test_a_broken_file_is_as_good_as_none(measured: list[str], text: str) -> Non
     assert measured
 
 
+def test_a_table_that_other_probes_measured_is_measured_again(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration.current()
+    for factor, count in ((1.0, 1), (2.0, 2)):
+        other = {kind: tuple(time * factor for time in four) for kind, four in probes.REFERENCE.items()}
+        monkeypatch.setattr(calibration, "_known", {})
+        monkeypatch.setattr(calibration, "REFERENCE", other)
+        calibration.current()
+        assert len(measured) == count
+
+
 def test_a_home_that_cannot_be_written_is_no_error(
     measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
