@@ -28,6 +28,8 @@ from convein.request import Request
 # So many orders are lowered, if the search finds them no more than so many times as slow as the best one.
 FEW = 4
 NEAR = 1.5
+# Of plain contractions another order is taken if the first one takes so many times as long.
+CHEAPER = 1.05
 # And so many of the orders that kernels are made for, those first that cost least without kernels.
 MOST_CHAINS = 12
 BEST = ("auto", "optimal", "measure")  # where nothing can be measured
@@ -109,12 +111,14 @@ def compares(request: Request, network: Network, target: Target) -> bool:
     """Whether the best few orders are lowered before one of them is chosen.
 
     A search knows a step by its sizes alone; how it suits the layouts around it shows in the calls that it becomes.
-    With convolutions, and where kernels do several steps, that can be as much as the difference between orders.
+    With convolutions, and where kernels do several steps, that can be as much as the difference between orders. The
+    three orders of three operands are often equally good by their sizes, and soon lowered.
     """
     words = (request.optimize, request.cost)
     timed = all(isinstance(word, str) for word in words) and words[0] in BEST and words[1] in ("auto", "time")
-    matters = network.convolutions or target.refusal is not None
-    return bool(timed and target.device in TIMED and matters and 2 < len(network.operands) <= MOST_LEAVES)
+    count = len(network.operands)
+    matters = network.convolutions or target.refusal is not None or count == 3
+    return bool(timed and target.device in TIMED and matters and 2 < count <= MOST_LEAVES)
 
 
 def _best(
@@ -139,7 +143,11 @@ def _best(
         flowing = sum(bool(step.result_set & signals) for step in program.plan.steps)
         return max(0, flowing - program.fused) if target.forced else 0, fold(program, constants)[1].price
 
-    best, *others = sorted((lower(plan, target, orders) for plan in near), key=rank)
+    first, *rest = (lower(plan, target, orders) for plan in near)
+    if not network.convolutions and target.refusal is None:
+        # Views are not priced: what is hardly cheaper is no reason to leave the search's own choice.
+        rest = [program for program in rest if CHEAPER * rank(program)[1] < rank(first)[1]]
+    best, *others = sorted([first, *rest], key=rank)
     if best.fused:
         return best
     # What a kernel refuses in an order that was not taken may be why it was not.

@@ -54,6 +54,23 @@ def test_it_is_the_linear_of_torch_with_its_gradients(shape: tuple[int, int, int
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "pieces"), [((2048, 64, 65), 2), ((20480, 65, 64), 3), ((2048, 63, 80), 1), ((2047, 64, 65), 1)]
+)
+def test_many_rows_whole_pages_apart_are_summed_in_pieces(
+    products: list[tuple[int, ...]], shape: tuple[int, int, int], pieces: int
+) -> None:
+    x, w = operands(*shape)
+    w.requires_grad_()
+    result = linear(x, w)
+    products.clear()
+    gradient = torch.randn_like(result)
+    (found,) = torch.autograd.grad(result, w, gradient)
+    assert len(products) == pieces
+    exact = gradient.double().t() @ x.double()
+    assert (found.double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
 @pytest.mark.parametrize("shape", [(6, 4, 3), (6, 3, 4)])
 def test_its_gradients_have_gradients(shape: tuple[int, int, int]) -> None:
     x, w = (leaf.requires_grad_() for leaf in operands(*shape))

@@ -9,12 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
+# Of sums over rows: a page in numbers, and (measured) how long a piece may be, how far from whole pages, and from how
+# many channels on pieces pay for more calls.
+PAGE = 1024
+LONGEST_PIECE = 8208
+BESIDE_PAGES = 16
+FEWEST_PIECED = 64
 # Tensors that are nothing but numbers.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -133,8 +140,22 @@ class _Transposed(torch.autograd.Function):
 def _to_weight(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of a weight. Many rows are summed: fastest with the fewer of both channels as the result's rows."""
     if gradient.shape[1] <= x.shape[1]:
-        return linear(transposed(gradient[None])[0], x.t())
-    return linear(transposed(x[None])[0], gradient.t()).t()
+        return _summed(gradient, x)
+    return _summed(x, gradient).t()
+
+
+def _summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`x.t() @ y`, a sum over their rows.
+
+    Where the rows of x, transposed, would be whole pages apart, caches can hold only a few of them at once: there the
+    sum is made in pieces that are no whole pages.
+    """
+    rows = x.shape[0]
+    piece = rows
+    if rows % PAGE == 0 and rows > PAGE and x.shape[1] >= FEWEST_PIECED:
+        piece = min(rows // 2 + BESIDE_PAGES, LONGEST_PIECE)
+    parts = zip(torch.split(x, piece), torch.split(y, piece), strict=True)
+    return reduce(torch.add, (linear(transposed(a[None])[0], b.t()) for a, b in parts))
 
 
 def is_untraced() -> bool:

@@ -66,7 +66,10 @@ def lower(plan: Plan, target: Target, orders: Sequence[tuple[int, ...]] = ()) ->
     for last in drafts[-1]:
         writer = Writer(target, names, network.output)
         axes = tuple(tuple(mode for mode in axis if mode in last.value.sizes) for axis in network.output_axes)
-        finished.append(draft(writer, writer.arrange(last.value, axes), last))
+        result = writer.arrange(last.value, axes)
+        if result.grad and not network.convolutions:
+            _copy_gradient(writer, last.value, result)
+        finished.append(draft(writer, result, last))
     best = min(finished, key=lambda one: rank(one, target))
     statements = (*opening.statements, *best.statements)
     program = Program(plan, parameters, statements, (best.value.name,), fused=best.fused)
@@ -98,6 +101,16 @@ def _zeros(writer: Writer, network: Network, parameters: tuple[str, ...], sizes:
     total = writer.emit(nothing, operands, (), {})
     # A copy, because what is only expanded cannot be written to.
     return writer.emit(f"{total.name}.expand({shape}).clone()", [total], network.output_axes, full)
+
+
+def _copy_gradient(writer: Writer, made: Value, result: Value) -> None:
+    """Adds what a gradient costs that has another order in memory than the result has.
+
+    That of an image comes from its next layer, which has the image's own layout; others are mostly contiguous.
+    """
+    if writer.statements and made.modes != result.modes and not writer.statements[-1].price:
+        price = writer.price.copy(replace(result, grad=False))
+        writer.statements[-1] = replace(writer.statements[-1], price=price)
 
 
 def _load(writer: Writer, plan: Plan, position: int, sizes: dict[str, Size], order: tuple[int, ...]) -> Value:

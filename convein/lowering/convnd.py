@@ -20,6 +20,10 @@ MAX_SPATIAL = 3
 # three axes it does not count the last.
 FEW_ENTRIES = 20480
 SMALL_KERNEL = 3
+# Images of one channel are channels of one image from so many entries on, for filters of at most so many taps a mode:
+# for longer ones torch's convolutions of single channels have only slow code, channels first.
+MANY_ENTRIES = 2**14
+LONGEST_FILTER = 11
 # Along three axes, a row of the last one takes as long as one of so many entries.
 ROW = 16
 # Weights of so many entries are brought to the layout of the signal by ourselves: torch would take longer.
@@ -76,10 +80,15 @@ def convolve(
     """
     by_mode = {correlation.mode: correlation for correlation in correlations}
     roles = _assign(x, w, by_mode, kept, writer.own(w, x))
-    if planar:
+    alone = _is_single_channel(writer, x, roles, by_mode)
+    if planar or alone:
         passed = tuple(mode for axis in roles.spatial for mode in axis if mode not in by_mode)
         spatial = tuple(axis for axis in roles.spatial if axis[0] in by_mode)
         roles = replace(roles, batch=roles.batch + passed, spatial=spatial)
+    if alone:
+        # One channel is a fraction of a vector; images beside each other fill it.
+        roles = replace(roles, batch=(), groups=roles.batch)
+        w = writer.repeat(w, roles.groups, x)
     if last and len(roles.spatial) == 1:
         # torch has no such layout for one spatial axis.
         passed = roles.batch[1:]
@@ -113,6 +122,17 @@ def convolve(
     if last:
         y = writer.transpose(y, (0, *range(2, len(lines) + 2), 1))
     return _trim(writer, y, lines, by_mode, roles, first_spatial)
+
+
+def _is_single_channel(writer: Writer, x: Value, roles: _Roles, by_mode: Mapping[str, Correlation]) -> bool:
+    """Whether there are images of one channel, of so many entries, and with so small a filter, that they are best
+    channels of one image.
+    """
+    if roles.groups or roles.summed or roles.free or not writer.target.chooses_layouts:
+        return False
+    images = set(x.modes) - set(by_mode)
+    many = writer.target.count(x) >= MANY_ENTRIES and prod(writer.target.number(m, x.sizes[m]) for m in images) > 1
+    return many and max(c.kernel for c in by_mode.values()) <= LONGEST_FILTER
 
 
 def passes(x: Value, w: Value, correlations: tuple[Correlation, ...]) -> bool:

@@ -33,6 +33,8 @@ def contract(writer: Writer, left: Value, right: Value, kept: frozenset[str], wa
     batch = tuple(mode for mode in left.modes if mode in right.modes and mode in kept)
     if not (summed or batch) and _pays_as_matrix(writer, left, right):
         return _outer(writer, left, right)
+    if way == "inner":
+        return _multiply_inner(writer, left, right, batch)
     if not summed or not target.has_matmul:
         return writer.sum_out(multiply(writer, left, right), summed)
     if len(summed) == len(left.modes) == len(right.modes):
@@ -48,10 +50,15 @@ def ways(left: Value, right: Value, kept: frozenset[str], target: Target) -> tup
     """How `contract` can do a step: which of them is fastest depends on what follows.
 
     `"plain"` leaves the side with the rows as it lies where its summed modes are neighbours, `"rows"` brings them last,
-    and `"columns"` makes the transposed result of a small side where they are last.
+    and `"columns"` makes the transposed result of a small side where they are last. Where nothing is summed, `"inner"`
+    leaves the modes that both have last.
     """
     x, w = _rows_first(left, right, target)
     shared = [mode for mode in x.modes if mode in w.modes]
+    last = slice(-len(shared), None)
+    if shared and kept.issuperset(shared) and x.modes[last] == w.modes[last] == tuple(shared):
+        several = target.chooses_layouts and len(shared) < min(len(x.modes), len(w.modes))
+        return ("plain", "inner") if several else ("plain",)
     if not target.chooses_layouts or not shared or any(mode in kept for mode in shared) or len(shared) == len(x.modes):
         return ("plain",)
     if set(x.modes[-len(shared) :]) != set(shared):
@@ -86,6 +93,21 @@ def multiply(writer: Writer, left: Value, right: Value) -> Value:
     sizes = {**right.sizes, **left.sizes}
     made = _count(writer.target, sizes, sizes)
     return writer.emit(f"{a.name} * {b.name}", [a, b], [*axes, *tail], sizes, writer.price.elementwise(made, [a, b]))
+
+
+def _multiply_inner(writer: Writer, left: Value, right: Value, shared: Axis) -> Value:
+    """The same where the modes that both have are the last ones of both: they are the last ones of the result.
+
+    The side that has the first mode of the expression's result is first.
+    """
+    if writer.place(right) < writer.place(left):
+        left, right = right, left
+    first, second = left.modes[: -len(shared)], right.modes[: -len(shared)]
+    a, b = writer.arrange(left, (first, (), shared)), writer.arrange(right, (second, shared))
+    sizes = {**right.sizes, **left.sizes}
+    made = _count(writer.target, sizes, (*first, *second, *shared))
+    price = writer.price.elementwise(made, [a, b])
+    return writer.emit(f"{a.name} * {b.name}", [a, b], (first, second, shared), sizes, price)
 
 
 def _pays_as_matrix(writer: Writer, left: Value, right: Value) -> bool:

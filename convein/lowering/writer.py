@@ -124,6 +124,17 @@ class Writer:
             return found
         return tuple(sorted(found, key=lambda mode: self._output.get(mode, -1)))
 
+    def repeat(self, w: Value, modes: Axis, x: Value) -> Value:
+        """The same value for every entry of some modes of x, which come first."""
+        size = x.size(modes)
+        text = f"{w.name}.repeat({', '.join([str(size), *('1' for _ in w.axes)])})"
+        sizes = {**w.sizes, **{mode: x.sizes[mode] for mode in modes}}
+        return self.emit(text, [w], (modes, *w.axes), sizes)
+
+    def place(self, value: Value) -> int:
+        """Where the expression's result has the first of a value's modes; behind all others if it has none."""
+        return min((self._output[mode] for mode in value.modes if mode in self._output), default=len(self._output))
+
     def split(self, value: Value) -> Value:
         """The value with one axis for each mode and no others, in memory order."""
         return self.arrange(value, tuple((mode,) for mode in value.modes))
