@@ -160,3 +160,18 @@ def test_a_product_of_low_rank_has_no_rows_of_a_page() -> None:
     plan = convein.compile(text, *shapes, optimize=[(0, 2), (1, 2), (0, 1)]).plan
     program = lower(plan, Target(torch.float32, "cpu", dict(plan.network.sizes), SHIPPED))
     assert ".reshape(1, 32, 32, 64).permute(0, 3, 1, 2)" in program.source, program
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_modes_that_only_pass_beside_the_channels_are_groups(grad: bool) -> None:
+    # A ring's inner modes: as images of their own they would be copied before and after the convolution.
+    expression = "bshw,atc,csd,dhwa->bthw|hw"
+    shapes = [(32, 64, 32, 32), (5, 64, 5), (5, 64, 5), (5, 3, 3, 5)]
+    operands = [torch.randn(shape, requires_grad=grad) for shape in shapes]
+    operands[0] = operands[0].detach().to(memory_format=torch.channels_last)
+    program = lower(convein.compile(expression, *operands).plan, Target(), [(0, 2, 3, 1)])
+    assert "groups=5" in program.source
+    weight = torch.einsum("atc,csd,dhwa->tshw", *operands[1:])
+    torch.testing.assert_close(
+        run(program, operands), torch.nn.functional.conv2d(operands[0], weight, padding=1), rtol=1e-3, atol=1e-2
+    )

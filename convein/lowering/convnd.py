@@ -65,7 +65,7 @@ def convolve(
     kept: frozenset[str],
     *,
     last: bool = False,
-    planar: bool = False,
+    passing: str = "",
 ) -> Value:
     """One convolution call for all convolved pairs, of which x is the signal side; at most three of them.
 
@@ -76,19 +76,21 @@ def convolve(
         correlations: the convolved pairs.
         kept: the modes that are needed afterwards.
         last: whether channels shall be neighbours in memory, before and after.
-        planar: whether modes that only pass are images of their own, and no spatial axes.
+        passing: what modes are that only pass, if no spatial axes: `"images"` of their own, or `"groups"` of channels.
     """
     by_mode = {correlation.mode: correlation for correlation in correlations}
     roles = _assign(x, w, by_mode, kept, writer.own(w, x))
     alone = _is_single_channel(writer, x, roles, by_mode)
-    if planar or alone:
+    if passing or alone:
         passed = tuple(mode for axis in roles.spatial for mode in axis if mode not in by_mode)
         spatial = tuple(axis for axis in roles.spatial if axis[0] in by_mode)
-        roles = replace(roles, batch=roles.batch + passed, spatial=spatial)
-    if alone:
-        # One channel is a fraction of a vector; images beside each other fill it.
-        roles = replace(roles, batch=(), groups=roles.batch)
-        w = writer.repeat(w, roles.groups, x)
+        if alone:  # One channel is a fraction of a vector; images beside each other fill it.
+            passed, roles = roles.batch + passed, replace(roles, batch=())
+        if alone or passing == "groups":
+            w = writer.repeat(w, passed, x)
+            roles = replace(roles, groups=passed + roles.groups, spatial=spatial)
+        else:
+            roles = replace(roles, batch=roles.batch + passed, spatial=spatial)
     if last and len(roles.spatial) == 1:
         # torch has no such layout for one spatial axis.
         passed = roles.batch[1:]

@@ -10,20 +10,22 @@ from convein.lowering.values import Value
 from convein.lowering.writer import Writer
 from convein.windows import Correlation
 
+PASSING = ("images", "groups")
+
 
 def ways(
     left: Value, right: Value, correlations: tuple[Correlation, ...], kept: frozenset[str], target: Target
 ) -> tuple[str, ...]:
     """How `join` can do a step: `"first"` and `"last"` say where a convolution's channels lie in memory.
 
-    With `"planar"` they are last, and modes that only pass are images of their own.
+    With `"images"` and `"groups"` they are last, and modes that only pass are what the word says.
     """
     if not correlations:
         return ways_to_multiply(left, right, kept, target)
     if not target.chooses_layouts:
         return ("first",)
     x, w = (left, right) if correlations[0].signal_left else (right, left)
-    return ("last", "first", "planar") if convnd.passes(x, w, correlations) else ("last", "first")
+    return ("last", "first", *PASSING) if convnd.passes(x, w, correlations) else ("last", "first")
 
 
 def join(
@@ -49,7 +51,9 @@ def join(
     else:
         x, w, correlations = _direct(writer, x, w, correlations, target)
         if correlations:
-            y = convnd.convolve(writer, x, w, correlations, needed, last=way != "first", planar=way == "planar")
+            y = convnd.convolve(
+                writer, x, w, correlations, needed, last=way != "first", passing=way if way in PASSING else ""
+            )
         else:
             y = contract(writer, x, w, needed, way)
     for c in original:

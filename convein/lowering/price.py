@@ -121,8 +121,8 @@ class Pricer:
                 else (rates.DENSE_LAST if last else rates.DENSE_FIRST)
             )
             flops = 2 * made / free * _blocks(free) * summed * taps
-            # The gradient of the signal has its channels as outputs.
-            padded = flops * _blocks(summed) / summed
+            # The gradient of the signal has its channels as outputs; those of groups are not padded again.
+            padded = flops * _blocks(summed) / summed if groups == 1 else flops
             several = made > image * groups * free
             if kind == rates.DENSE_LAST and several and image < SMALL_IMAGE and _split(summed) and _split(free):
                 padded *= SMALL_IMAGES
