@@ -84,8 +84,9 @@ def convolve(
     if passing or alone:
         passed = tuple(mode for axis in roles.spatial for mode in axis if mode not in by_mode)
         spatial = tuple(axis for axis in roles.spatial if axis[0] in by_mode)
-        if alone:  # One channel is a fraction of a vector; images beside each other fill it.
-            passed, roles = roles.batch + passed, replace(roles, batch=())
+        if alone:
+            # One channel is a fraction of a vector; images beside each other fill it. Those that come first stay first.
+            passed, last, roles = roles.batch + passed, last and not roles.batch, replace(roles, batch=())
         if alone or passing == "groups":
             w = writer.repeat(w, passed, x)
             roles = replace(roles, groups=passed + roles.groups, spatial=spatial)
