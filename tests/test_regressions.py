@@ -427,3 +427,18 @@ def test_every_spelling_of_auto_is_the_same_plan(spelling: Any) -> None:
     (wanted, ours), (path, info) = (convein.contract_path(cp, *shapes, optimize=o) for o in ("auto", spelling))
     assert (path, str(info)) == (wanted, str(ours))
     assert convein.compile(cp, *shapes, optimize=spelling).source == convein.compile(cp, *shapes).source
+
+
+@pytest.mark.parametrize("dims", ["hw", "dhw"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("made", [1, 5])
+def test_one_channel_last_with_a_stride_that_leaves_one_column(dims: str, stride: int, made: int) -> None:
+    # oneDNN reads beyond the column, and beyond the tensor, if it is told that channels are last.
+    expression = f"b{dims}s,ts{dims}->b{dims}t|{dims}"
+    x = torch.randn(7, *[5] * (len(dims) - 1), 3, 1)
+    filters = torch.randn(made, 1, *[2] * len(dims))
+    options = {"padding": "valid", "stride": {"w": stride + 1}}
+    expected = reference.conv_einsum(expression, x.double(), filters.double(), **options)
+    for memory in (x, x.movedim(-1, 1).contiguous().movedim(1, -1)):
+        result = convein.conv_einsum(expression, memory, filters, **options)
+        torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)

@@ -104,6 +104,7 @@ def convolve(
         for axis in roles.spatial
     ]
     channels = roles.groups + roles.summed
+    last = last and not _is_misread(writer, x, channels, lines[-1])
     layout = (roles.batch, *roles.spatial, channels) if last else (roles.batch, channels, *roles.spatial)
     first_spatial = 1 if last else 2
     x = writer.arrange(x, layout, dense=True)
@@ -136,6 +137,13 @@ def _is_single_channel(writer: Writer, x: Value, roles: _Roles, by_mode: Mapping
     images = set(x.modes) - set(by_mode)
     many = writer.target.count(x) >= MANY_ENTRIES and prod(writer.target.number(m, x.sizes[m]) for m in images) > 1
     return many and max(c.kernel for c in by_mode.values()) <= LONGEST_FILTER
+
+
+def _is_misread(writer: Writer, x: Value, channels: Axis, line: _Line) -> bool:
+    """Whether oneDNN, told that channels are last, reads the wrong pixels: of one channel, where a stride along the
+    last axis leaves one pixel.
+    """
+    return line.stride > 1 and line.natural == 1 and prod(writer.target.number(m, x.sizes[m]) for m in channels) == 1
 
 
 def passes(x: Value, w: Value, correlations: tuple[Correlation, ...]) -> bool:
