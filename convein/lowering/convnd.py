@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+from convein.lowering.line import Line, forward_line, transposed_line
 from convein.lowering.values import Axis, Size, Value
 from convein.lowering.writer import Writer
 from convein.windows import Correlation
@@ -39,22 +40,6 @@ class _Roles:
     summed: Axis
     free: Axis
     spatial: tuple[Axis, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """How one spatial axis is cut, padded, convolved and cut again."""
-
-    start: int = 0
-    length: int = -1
-    pad: tuple[int, int] = (0, 0)
-    padding: int = 0
-    stride: int = 1
-    dilation: int = 1
-    output_padding: int = 0
-    after: tuple[int, int] = (0, 0)
-    natural: int = -1
-    flip: bool = False
 
 
 def convolve(
@@ -98,9 +83,7 @@ def convolve(
         roles = replace(roles, batch=roles.batch[:1], spatial=(passed, *roles.spatial))
     transposed = any(correlation.upsample > 1 for correlation in correlations)
     lines = [
-        (_transposed_line if transposed else _forward_line)(by_mode[axis[0]])
-        if axis and axis[0] in by_mode
-        else _Line()
+        (transposed_line if transposed else forward_line)(by_mode[axis[0]]) if axis and axis[0] in by_mode else Line()
         for axis in roles.spatial
     ]
     channels = roles.groups + roles.summed
@@ -139,7 +122,7 @@ def _is_single_channel(writer: Writer, x: Value, roles: _Roles, by_mode: Mapping
     return many and max(c.kernel for c in by_mode.values()) <= LONGEST_FILTER
 
 
-def _is_misread(writer: Writer, x: Value, channels: Axis, line: _Line) -> bool:
+def _is_misread(writer: Writer, x: Value, channels: Axis, line: Line) -> bool:
     """Whether oneDNN, told that channels are last, reads the wrong pixels: of one channel, where a stride along the
     last axis leaves one pixel.
     """
@@ -210,42 +193,7 @@ def _assign(x: Value, w: Value, by_mode: dict[str, Correlation], kept: frozenset
     return _Roles(tuple(batch), groups, summed, free, tuple(tuple(axis) for axis in spatial))
 
 
-def _forward_line(c: Correlation) -> _Line:
-    """Padding as the call takes it (the same on both sides), with a cut or an explicit pad for the rest."""
-    start, lo = max(0, -c.lo), max(0, c.lo)
-    end, hi = max(0, -c.hi), max(0, c.hi)
-    length = c.n - start - end
-    if length < 1:
-        # Strides that jump over the whole signal: only zeros are read.
-        total = c.stride * (c.size - 1) + c.reach + 1
-        return _Line(0, 0, (0, total), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
-    padding = max(lo, hi)
-    natural = (length + 2 * padding - c.reach - 1) // c.stride + 1
-    # A few surplus outputs cost less than a padded copy of the signal; often the stride passes over what is too much.
-    if lo != hi and ((natural - c.size) * 8 > c.size or (hi > lo and (hi - lo) % c.stride)):
-        return _Line(start, length, (lo, hi), 0, c.stride, c.dilation, natural=c.size, flip=c.flip)
-    skip = (hi - lo) // c.stride if hi > lo else 0
-    after = (-skip, c.size - natural + skip)
-    return _Line(start, length, (0, 0), padding, c.stride, c.dilation, after=after, natural=natural, flip=c.flip)
-
-
-def _transposed_line(c: Correlation) -> _Line:
-    """A stride-1 correlation, upsampled or not, as what F.conv_transposeNd computes: a scatter, then a crop."""
-    natural = (c.n - 1) * c.upsample + c.reach + 1
-    left = c.reach - c.lo
-    right = natural - left - c.size
-    padding = max(0, min(left, right))
-    extra = 0
-    if left >= 0 and 0 < left - right < max(c.upsample, c.dilation):
-        padding, extra = left, left - right
-    made = natural - 2 * padding + extra
-    if made < 1:
-        padding, extra, made = 0, 0, natural
-    after = (padding - left, c.size - made - padding + left)
-    return _Line(0, -1, (0, 0), padding, c.upsample, c.dilation, extra, after, made, flip=not c.flip)
-
-
-def _cut(writer: Writer, x: Value, lines: list[_Line], first: int) -> Value:
+def _cut(writer: Writer, x: Value, lines: list[Line], first: int) -> Value:
     text, sizes = x.name, dict(x.sizes)
     for place, line in enumerate(lines, first):
         mode = x.axes[place]
@@ -285,7 +233,7 @@ def _weight(
     return writer.weight(w, (roles.groups + channels[0], channels[1], *taps), always=surprising)
 
 
-def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) -> str:
+def _call(x: str, w: str, groups: Size, lines: list[Line], transposed: bool) -> str:
     rank = len(lines)
     arguments = [x, w]
     settings: list[tuple[str, list[int], int]] = [
@@ -304,7 +252,7 @@ def _call(x: str, w: str, groups: Size, lines: list[_Line], transposed: bool) ->
 
 
 def _trim(
-    writer: Writer, y: Value, lines: list[_Line], by_mode: Mapping[str, Correlation], roles: _Roles, first: int
+    writer: Writer, y: Value, lines: list[Line], by_mode: Mapping[str, Correlation], roles: _Roles, first: int
 ) -> Value:
     """Cuts surplus outputs off, or adds zeros where nothing was scattered."""
     sizes = dict(y.sizes)
