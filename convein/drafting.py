@@ -146,7 +146,8 @@ def _best(
     first, *rest = (lower(plan, target, orders) for plan in near)
     if not network.convolutions and target.refusal is None:
         # Views are not priced: what is hardly cheaper is no reason to leave the search's own choice.
-        rest = [program for program in rest if CHEAPER * rank(program)[1] < rank(first)[1]]
+        most = rank(first)[1] / CHEAPER
+        rest = [program for program in rest if rank(program)[1] < most]
     best, *others = sorted([first, *rest], key=rank)
     if best.fused:
         return best

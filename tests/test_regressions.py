@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from typing import Any
 
@@ -439,6 +440,7 @@ def test_one_channel_last_with_a_stride_that_leaves_one_column(dims: str, stride
     filters = torch.randn(made, 1, *[2] * len(dims))
     options = {"padding": "valid", "stride": {"w": stride + 1}}
     expected = reference.conv_einsum(expression, x.double(), filters.double(), **options)
-    for memory in (x, x.movedim(-1, 1).contiguous().movedim(1, -1)):
-        result = convein.conv_einsum(expression, memory, filters, **options)
+    images = (x, x.movedim(-1, 1).contiguous().movedim(1, -1))
+    for image, weight in itertools.product(images, (filters, filters.movedim(1, -1).clone().movedim(-1, 1))):
+        result = convein.conv_einsum(expression, image, weight, **options)
         torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)

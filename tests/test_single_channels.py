@@ -49,6 +49,16 @@ def test_they_are_convolved_as_written_with_gradients(
         assert (one.double() - other).abs().max() < 1e-5 * other.abs().max()
 
 
+def test_images_that_come_first_stay_first_in_memory() -> None:
+    # A gradient that has its images elsewhere in memory would be copied.
+    x = torch.randn(32, 64, 32, 32).to(memory_format=torch.channels_last)
+    factors = [torch.randn(64), torch.randn(3, 3), torch.randn(64)]
+    expression = convein.compile("bshw,s,hw,t->bthw|hw", x, *factors)
+    assert "groups=32" in expression.source
+    strides = expression(x, *factors).stride()
+    assert strides[0] == max(strides)
+
+
 @pytest.mark.parametrize(
     ("image", "filters"),
     [((1, 200, 200), (3, 3)), ((4, 31, 29), (3, 3)), ((20, 31, 29), (13, 3))],

@@ -115,10 +115,11 @@ def _is_single_channel(writer: Writer, x: Value, roles: _Roles, by_mode: Mapping
     """Whether there are images of one channel, of so many entries, and with so small a filter, that they are best
     channels of one image.
     """
-    if roles.groups or roles.summed or roles.free or not writer.target.chooses_layouts:
+    target = writer.target
+    if roles.groups or roles.summed or roles.free or not (target.chooses_layouts and target.device == "cpu"):
         return False
     images = set(x.modes) - set(by_mode)
-    many = writer.target.count(x) >= MANY_ENTRIES and prod(writer.target.number(m, x.sizes[m]) for m in images) > 1
+    many = target.count(x) >= MANY_ENTRIES and prod(target.number(m, x.sizes[m]) for m in images) > 1
     return many and max(c.kernel for c in by_mode.values()) <= LONGEST_FILTER
 
 

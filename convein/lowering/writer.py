@@ -8,6 +8,7 @@ never follow each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import count, pairwise
 
 from convein.lowering.price import Pricer
@@ -128,8 +129,8 @@ class Writer:
         """The same value for every entry of some modes of x, which come first."""
         size = x.size(modes)
         text = f"{w.name}.repeat({', '.join([str(size), *('1' for _ in w.axes)])})"
-        sizes = {**w.sizes, **{mode: x.sizes[mode] for mode in modes}}
-        return self.emit(text, [w], (modes, *w.axes), sizes)
+        made = replace(w, axes=(modes, *w.axes), sizes={**w.sizes, **{mode: x.sizes[mode] for mode in modes}})
+        return self.emit(text, [w], made.axes, made.sizes, self.price.copy(made))
 
     def place(self, value: Value) -> int:
         """Where the expression's result has the first of a value's modes; behind all others if it has none."""
